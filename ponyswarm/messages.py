@@ -1,0 +1,376 @@
+"""The message types: what travels, frozen, with their bounds.
+
+Payloads (`Project` … `Checkpoint`) are what entries of the ledger say; `Offer` and
+`Claim` are ephemeral and only gossiped. Names and bounds here are the format:
+`codec` turns them into bytes and back, and refuses what is out of bounds. Fields
+may be added with a default; a field's meaning never changes. Ids and hashes are 32
+raw bytes, times are milliseconds since the epoch, durations are seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
+HeaderBytes = Annotated[bytes, Meta(min_length=160, max_length=160)]
+Millis = Annotated[int, Meta(ge=0, lt=1 << 63)]
+Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
+Word = Annotated[str, Meta(min_length=1, max_length=100)]
+Line = Annotated[str, Meta(max_length=500)]
+Text = Annotated[str, Meta(max_length=6000)]
+
+
+class Kind(IntEnum):
+    """What an entry's payload says (a u8 in its header)."""
+
+    PROJECT = 1
+    ANNOUNCE = 2
+    WITHDRAW = 3
+    COMMIT = 4
+    RESULT = 5
+    VOUCH = 6
+    REVOKE = 7
+    FORK = 8
+    CHECKPOINT = 9
+
+
+class Status(StrEnum):
+    """What one test gave."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    ERROR = "error"
+    SKIPPED = "skipped"
+    XFAILED = "xfailed"
+    XPASSED = "xpassed"
+
+
+BAD_STATUSES = frozenset({Status.FAILED, Status.ERROR})
+
+
+class Reason(StrEnum):
+    """Why a run is broken: the volunteer's or the environment's affair, never a test failure."""
+
+    INSTALL = "install"
+    TIMEOUT = "timeout"
+    NO_OUTPUT = "no-output"
+    OUT_OF_MEMORY = "out-of-memory"
+    DISK_FULL = "disk-full"
+    CRASHED = "crashed"
+    SERVICE = "service"
+    SANDBOX = "sandbox"
+    SOURCE = "source"
+    CANCELLED = "cancelled"
+
+
+# --- what a maintainer asks for -------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Install:
+    """What a cell installs beside its factors: requirements, and the project itself."""
+
+    requirements: Annotated[tuple[Line, ...], Meta(max_length=100)] = ()
+    extras: Annotated[tuple[Word, ...], Meta(max_length=30)] = ()
+    groups: Annotated[tuple[Word, ...], Meta(max_length=30)] = ()
+    project: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileTemplate:
+    """A file written into the source tree before the tests, placeholders filled in."""
+
+    path: Line
+    content: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """``[tool.ponyswarm]``: the matrix and how to test one cell of it."""
+
+    python: Annotated[tuple[Word, ...], Meta(min_length=1, max_length=50)]
+    runner: Literal["pytest", "unittest", "django", "command"] = "pytest"
+    command: Annotated[tuple[Line, ...], Meta(max_length=100)] = ("pytest",)
+    install: Install = Install()
+    services: Annotated[tuple[Word, ...], Meta(max_length=30)] = ()
+    factors: dict[Word, dict[Word, Annotated[tuple[Line, ...], Meta(max_length=30)]]] = field(
+        default_factory=dict
+    )
+    exclude: Annotated[tuple[dict[Word, Word], ...], Meta(max_length=100)] = ()
+    env: dict[Word, Line] = field(default_factory=dict)
+    files: Annotated[tuple[FileTemplate, ...], Meta(max_length=20)] = ()
+    timeout: Annotated[int, Meta(ge=1, le=86_400)] = 1800
+    redundancy: Annotated[int, Meta(ge=1, le=20)] = 2
+    cross_check: Literal["blind", "open"] = "open"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One point of a job's matrix. ``factors`` are (name, value) pairs sorted by name."""
+
+    python: Word
+    services: tuple[Word, ...] = ()
+    factors: tuple[tuple[Word, Word], ...] = ()
+
+
+# --- payloads of ledger entries --------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossCheck:
+    """A project's own wish for how its results are checked; readers may ask for more."""
+
+    redundancy: Annotated[int, Meta(ge=1, le=20)] = 2
+    mode: Literal["blind", "open"] = "open"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cosign:
+    """A further root's signature over ``"ponyswarm/cosign/v1\\0" || SHA-256(record)``.
+
+    The record is the payload's msgpack with ``cosigns`` left empty.
+    """
+
+    key: Key
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """A project record: the genesis one founds the namespace, later ones replace it."""
+
+    name: Word
+    url: Line = ""
+    roots: Annotated[tuple[Key, ...], Meta(min_length=1, max_length=16)]
+    threshold: Annotated[int, Meta(ge=1, le=16)] = 1
+    announcers: Annotated[tuple[Key, ...], Meta(max_length=64)] = ()
+    cross_check: CrossCheck = CrossCheck()
+    cosigns: Annotated[tuple[Cosign, ...], Meta(max_length=16)] = ()
+    continues: Hash | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announce:
+    """A job: which source, how to test it, over which matrix."""
+
+    title: Line
+    commit: Line = ""
+    source: Hash
+    source_size: Count
+    source_name: Line
+    spec: Spec
+    locks: Hash | None = None
+    locks_size: Count = 0
+    resolve_before: Millis
+    expires: Millis
+    continues: Hash | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdraw:
+    """Ends a job: nothing of it is started any more."""
+
+    job: Hash
+    reason: Line = ""
+    continues: Hash | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """A blind commitment: SHA-256(nonce || outcome digest || author key)."""
+
+    job: Hash
+    cell: Hash
+    commitment: Hash
+    continues: Hash | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What a run ran on. Verdicts compare only runs whose `comparable` parts are equal."""
+
+    implementation: Word
+    version: Word
+    build: Line = ""
+    system: Word
+    release: Line = ""
+    machine: Word
+    libc: Line = ""
+    packages: Hash
+    services: dict[Word, Word] = field(default_factory=dict)
+    sandbox: Line = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """A reference to bytes that nodes serve by their SHA-256."""
+
+    hash: Hash
+    size: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The outcome of one run of one cell.
+
+    ``digest`` is the SHA-256 of the canonical outcome list (`codec.outcomes`), which
+    the blob ``tests`` holds; ``bad`` names tests that failed or erred, the first few.
+    """
+
+    job: Hash
+    cell: Hash
+    state: Literal["completed", "broken"]
+    reason: Reason | None = None
+    detail: Line = ""
+    counts: dict[Status, Count] = field(default_factory=dict)
+    digest: Hash
+    bad: Annotated[tuple[Line, ...], Meta(max_length=50)] = ()
+    tests: Blob | None = None
+    log: Blob | None = None
+    environment: Environment | None = None
+    started: Millis
+    seconds: Annotated[float, Meta(ge=0, le=1e7)]
+    nonce: Annotated[bytes, Meta(max_length=32)] = b""
+    continues: Hash | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vouch:
+    """A maintainer knows this volunteer key, and which operator runs it."""
+
+    key: Key
+    operator: Word
+    continues: Hash | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revoke:
+    """Ends a key from a time on."""
+
+    key: Key
+    since: Millis
+    reason: Line = ""
+    continues: Hash | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fork:
+    """Proof that an author forked its feed: two signed headers for one place."""
+
+    first: HeaderBytes
+    first_signature: Signature
+    second: HeaderBytes
+    second_signature: Signature
+    continues: Hash | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A signed size and root of the author's Merkle tree over entry ids."""
+
+    origin: Line
+    size: Count
+    root: Hash
+    continues: Hash | None = None
+
+
+Payload = (
+    Project | Announce | Withdraw | Commit | Result | Vouch | Revoke | Fork | Checkpoint
+)
+
+PAYLOAD_TYPES: dict[Kind, type[Payload]] = {
+    Kind.PROJECT: Project,
+    Kind.ANNOUNCE: Announce,
+    Kind.WITHDRAW: Withdraw,
+    Kind.COMMIT: Commit,
+    Kind.RESULT: Result,
+    Kind.VOUCH: Vouch,
+    Kind.REVOKE: Revoke,
+    Kind.FORK: Fork,
+    Kind.CHECKPOINT: Checkpoint,
+}
+KIND_OF: dict[type[Payload], Kind] = {type_: kind for kind, type_ in PAYLOAD_TYPES.items()}
+
+
+# --- entries ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The fixed 160 bytes that are signed (through their hash)."""
+
+    kind: int
+    length: int
+    author: bytes
+    project: bytes
+    nonce: bytes
+    seq: int
+    prev: bytes
+    time: int
+    payload_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One signed link of a feed, with the very bytes it came in."""
+
+    header: Header
+    id: bytes
+    signature: bytes
+    frame: bytes
+
+    @property
+    def payload(self) -> bytes:
+        return self.frame[224:]
+
+    @property
+    def is_genesis(self) -> bool:
+        """A genesis entry founds a project: its header names none yet."""
+        return self.header.kind == Kind.PROJECT and self.header.project == bytes(32)
+
+    @property
+    def namespace(self) -> bytes:
+        """The project this entry belongs to: a genesis entry belongs to the one it founds."""
+        return self.id if self.is_genesis else self.header.project
+
+
+# --- ephemeral, gossiped --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interpreter:
+    """An interpreter a node offers: ``cpython``/``pypy``, full version, ABI kind."""
+
+    implementation: Word
+    version: Word
+    free_threaded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What the sender can run now for a project; void after ``until``."""
+
+    interpreters: Annotated[tuple[Interpreter, ...], Meta(max_length=64)]
+    services: Annotated[tuple[Word, ...], Meta(max_length=64)] = ()
+    system: Word
+    machine: Word
+    slots: Annotated[int, Meta(ge=0, le=1024)]
+    until: Millis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A lease of the sender on a cell; ``until`` in the past gives it back."""
+
+    job: Hash
+    cell: Hash
+    until: Millis
+
+
+Ephemeral = Offer | Claim
