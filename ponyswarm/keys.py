@@ -45,7 +45,7 @@ class SecretKey:
         return bytes(self._key)
 
     def sign(self, message: bytes) -> bytes:
-        return self._key.sign(message).signature
+        return bytes(self._key.sign(message).signature)
 
     def __repr__(self) -> str:
         return f"SecretKey({peer_id(self.public)})"
@@ -54,13 +54,13 @@ class SecretKey:
 @lru_cache(maxsize=65536)
 def peer_id(key: bytes) -> str:
     """The peer id text of a 32-byte public key."""
-    return base58.b58encode(_PEER_ID_PREFIX + key).decode("ascii")
+    return str(base58.b58encode(_PEER_ID_PREFIX + key), "ascii")
 
 
 def parse_peer_id(text: str) -> bytes:
     """The 32-byte public key of a peer id text; `LocalError` says what is wrong with it."""
     try:
-        raw = base58.b58decode(text.strip())
+        raw = bytes(base58.b58decode(text.strip()))
     except ValueError as fault:
         raise LocalError(f"{text!r} is not a key: a key looks like 12D3KooW…") from fault
     if len(raw) != len(_PEER_ID_PREFIX) + KEY_SIZE or not raw.startswith(_PEER_ID_PREFIX):

@@ -19,8 +19,8 @@ Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 HeaderBytes = Annotated[bytes, Meta(min_length=160, max_length=160)]
-Millis = Annotated[int, Meta(ge=0, lt=1 << 63)]
-Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
+Millis = Annotated[int, Meta(ge=0, le=1 << 53)]
+Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Word = Annotated[str, Meta(min_length=1, max_length=100)]
 Line = Annotated[str, Meta(max_length=500)]
 Text = Annotated[str, Meta(max_length=6000)]
@@ -280,9 +280,7 @@ class Checkpoint:
     continues: Hash | None = None
 
 
-Payload = (
-    Project | Announce | Withdraw | Commit | Result | Vouch | Revoke | Fork | Checkpoint
-)
+Payload = Project | Announce | Withdraw | Commit | Result | Vouch | Revoke | Fork | Checkpoint
 
 PAYLOAD_TYPES: dict[Kind, type[Payload]] = {
     Kind.PROJECT: Project,

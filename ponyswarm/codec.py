@@ -1,0 +1,350 @@
+"""The only place where messages become bytes and bytes become messages.
+
+Decoding is strict, because whatever two nodes read differently is a way to split
+them: exact lengths, known version, str keys only, no duplicate keys, no ext types,
+no NaN, nesting of at most 16, valid UTF-8, nothing after the end. A fault raises
+`PeerError` with the word under which the refusal is counted; nothing else escapes.
+Frames are kept and relayed as received and never encoded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgpack
+import msgspec
+
+from ponyswarm.errors import PeerError
+from ponyswarm.keys import SecretKey, verify
+from ponyswarm.messages import (
+    KIND_OF,
+    PAYLOAD_TYPES,
+    Cell,
+    Claim,
+    Entry,
+    Ephemeral,
+    Header,
+    Kind,
+    Offer,
+    Payload,
+    Status,
+)
+
+VERSION = 1
+HEADER_SIZE = 160
+SIGNATURE_SIZE = 64
+PAYLOAD_OFFSET = HEADER_SIZE + SIGNATURE_SIZE
+MAX_PAYLOAD = 8192
+MAX_FRAME = PAYLOAD_OFFSET + MAX_PAYLOAD
+MAX_NESTING = 16
+MAX_GOSSIP = 16_384
+MAX_SEQ = (1 << 63) - 1  # What SQLite's integers hold.
+MAX_BLOB_EXPANDED = 128 << 20
+ZERO = bytes(32)
+
+_HEADER = struct.Struct(">BBHI32s32s8sQ32sQ32s")
+_ENTRY_DOMAIN = b"ponyswarm/entry/v1\0"
+_SIGNATURE_DOMAIN = b"ponyswarm/sig/v1\0"
+_CELL_DOMAIN = b"ponyswarm/cell/v1\0"
+_OUTCOME_DOMAIN = b"ponyswarm/outcome/v1\0"
+_COMMITMENT_DOMAIN = b"ponyswarm/commit/v1\0"
+
+T = TypeVar("T")
+
+
+# --- msgpack, strictly ------------------------------------------------------------
+
+
+def _unique(pairs: list[tuple[object, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if type(key) is not str:
+            raise PeerError("bad-msgpack", "a map key is not a string")
+        if key in found:
+            raise PeerError("bad-msgpack", f"the key {key[:40]!r} stands twice")
+        found[key] = value
+    return found
+
+
+def _no_ext(code: int, data: bytes) -> object:
+    raise PeerError("bad-msgpack", f"ext type {code}")
+
+
+def _judge(value: object, depth: int) -> None:
+    if isinstance(value, dict | list):
+        if depth == MAX_NESTING:
+            raise PeerError("bad-msgpack", f"nested deeper than {MAX_NESTING}")
+        for item in value.values() if isinstance(value, dict) else value:
+            _judge(item, depth + 1)
+    elif isinstance(value, float):
+        if math.isnan(value):
+            raise PeerError("bad-msgpack", "NaN")
+    elif value is not None and not isinstance(value, str | bytes | int):
+        # The timestamp ext type reaches us as an object of its own, past the ext hook.
+        raise PeerError("bad-msgpack", f"a value of type {type(value).__name__}")
+
+
+def unpack(data: bytes) -> object:
+    """One msgpack value, strictly; `PeerError` ("bad-msgpack") for anything else."""
+    try:
+        value: object = msgpack.unpackb(
+            data, raw=False, strict_map_key=False, object_pairs_hook=_unique, ext_hook=_no_ext
+        )
+    except PeerError:
+        raise
+    except (ValueError, msgpack.UnpackException, RecursionError, TypeError) as fault:
+        raise PeerError("bad-msgpack", str(fault)[:200]) from fault
+    _judge(value, 0)
+    return value
+
+
+def pack(value: object) -> bytes:
+    """The msgpack of plain values, or of a message type."""
+    return bytes(msgpack.packb(msgspec.to_builtins(value, builtin_types=(bytes,))))
+
+
+def convert(value: object, type_: type[T], reason: str) -> T:
+    """A plain value as a message type; bounds and types are checked, unknown fields ignored."""
+    try:
+        return msgspec.convert(value, type_, strict=True, builtin_types=(bytes,))
+    except msgspec.ValidationError as fault:
+        raise PeerError(reason, str(fault)[:300]) from fault
+
+
+# --- entries ------------------------------------------------------------------------
+
+
+def pack_header(header: Header) -> bytes:
+    return _HEADER.pack(
+        VERSION,
+        header.kind,
+        0,
+        header.length,
+        header.author,
+        header.project,
+        header.nonce,
+        header.seq,
+        header.prev,
+        header.time,
+        header.payload_hash,
+    )
+
+
+def unpack_header(data: bytes) -> Header:
+    """The header in the first 160 bytes of ``data``; `PeerError` when a field is out of rule."""
+    if len(data) < HEADER_SIZE:
+        raise PeerError("bad-frame", "shorter than a header")
+    version, kind, flags, length, author, project, nonce, seq, prev, time, digest = (
+        _HEADER.unpack_from(data)
+    )
+    if version != VERSION:
+        raise PeerError("unknown-version", str(version))
+    if flags:
+        raise PeerError("bad-frame", "flags are not zero")
+    if length > MAX_PAYLOAD:
+        raise PeerError("bad-frame", f"a payload of {length} bytes")
+    if seq > MAX_SEQ or time > MAX_SEQ:
+        raise PeerError("bad-frame", "a number above 2^63")
+    if (seq == 0) != (prev == ZERO):
+        raise PeerError("bad-frame", "prev is zero exactly at seq 0")
+    if project == ZERO and (kind != Kind.PROJECT or seq != 0):
+        raise PeerError("bad-frame", "only a genesis entry may name no project")
+    return Header(kind, length, author, project, nonce, seq, prev, time, digest)
+
+
+def entry_id(header: bytes) -> bytes:
+    """The id of an entry, from its 160 header bytes."""
+    return hashlib.sha256(_ENTRY_DOMAIN + header).digest()
+
+
+def signed_text(id_: bytes) -> bytes:
+    """What an author signs for the entry of this id."""
+    return _SIGNATURE_DOMAIN + id_
+
+
+def decode_frame(frame: bytes) -> Entry:
+    """An entry whose bytes hold together; its signature is *not* checked here.
+
+    Raises `PeerError`: ``bad-frame``, ``unknown-version``, ``bad-msgpack``.
+    """
+    header = unpack_header(frame)
+    if len(frame) != PAYLOAD_OFFSET + header.length:
+        raise PeerError("bad-frame", f"{len(frame)} bytes do not match the length in the header")
+    payload = frame[PAYLOAD_OFFSET:]
+    if hashlib.sha256(payload).digest() != header.payload_hash:
+        raise PeerError("bad-frame", "the payload does not match its hash")
+    if type(unpack(payload)) is not dict:
+        raise PeerError("bad-msgpack", "the payload is not a map")
+    return Entry(
+        header, entry_id(frame[:HEADER_SIZE]), frame[HEADER_SIZE:PAYLOAD_OFFSET], bytes(frame)
+    )
+
+
+def is_authentic(entry: Entry) -> bool:
+    """Whether the entry's own signature is valid by its author's key."""
+    return verify(entry.header.author, signed_text(entry.id), entry.signature)
+
+
+def decode_payload(entry: Entry) -> Payload | None:
+    """What the entry says; None for a kind this version does not know.
+
+    Raises `PeerError` ("bad-payload") when a known kind is out of its bounds.
+    """
+    if entry.header.kind not in PAYLOAD_TYPES:
+        return None
+    type_ = PAYLOAD_TYPES[Kind(entry.header.kind)]
+    return convert(unpack(entry.payload), type_, "bad-payload")
+
+
+def sign_entry(
+    key: SecretKey,
+    payload: Payload,
+    *,
+    project: bytes,
+    nonce: bytes,
+    seq: int,
+    prev: bytes,
+    time: int,
+) -> Entry:
+    """A new signed entry. `PeerError` when the payload would not be accepted by others."""
+    body = pack(payload)
+    if len(body) > MAX_PAYLOAD:
+        raise PeerError("bad-payload", f"{len(body)} bytes, and {MAX_PAYLOAD} is the most")
+    header = Header(
+        KIND_OF[type(payload)],
+        len(body),
+        key.public,
+        project,
+        nonce,
+        seq,
+        prev,
+        time,
+        hashlib.sha256(body).digest(),
+    )
+    raw = pack_header(header)
+    signature = key.sign(signed_text(entry_id(raw)))
+    entry = decode_frame(raw + signature + body)
+    decode_payload(entry)
+    return entry
+
+
+@dataclass(frozen=True, slots=True)
+class SignedHeader:
+    """One half of a fork's evidence: a header with its signature, verified."""
+
+    header: Header
+    id: bytes
+    raw: bytes
+    signature: bytes
+
+
+def decode_signed_header(raw: bytes, signature: bytes) -> SignedHeader:
+    """A header whose signature holds; `PeerError` ("bad-fork") otherwise."""
+    try:
+        header = unpack_header(raw)
+    except PeerError as fault:
+        raise PeerError("bad-fork", str(fault)) from fault
+    id_ = entry_id(raw)
+    if len(raw) != HEADER_SIZE or not verify(header.author, signed_text(id_), signature):
+        raise PeerError("bad-fork", "a header's signature does not hold")
+    return SignedHeader(header, id_, raw, signature)
+
+
+# --- ids and digests that are not of entries ---------------------------------------------
+
+
+def cell_id(job: bytes, cell: Cell) -> bytes:
+    """The id of a cell: a hash of its job and its canonical form."""
+    form = [cell.python, sorted(cell.services), sorted([list(pair) for pair in cell.factors])]
+    return hashlib.sha256(_CELL_DOMAIN + job + pack(form)).digest()
+
+
+def outcome_digest(state: str, reason: str | None, tests: Iterable[tuple[str, Status]]) -> bytes:
+    """The digest that two runs share exactly when they gave the same outcome.
+
+    ``tests`` are (id, status) pairs in any order; ids are unique.
+    """
+    form = [state, reason or "", sorted([id_, str(status)] for id_, status in tests)]
+    return hashlib.sha256(_OUTCOME_DOMAIN + pack(form)).digest()
+
+
+def commitment(nonce: bytes, digest: bytes, author: bytes) -> bytes:
+    """What a blind volunteer publishes before it reveals."""
+    return hashlib.sha256(_COMMITMENT_DOMAIN + nonce + digest + author).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class TestRecord:
+    """One row of a run's list of tests. ``seconds`` and ``message`` are not compared."""
+
+    id: str
+    status: Status
+    seconds: float
+    message: str
+
+
+def encode_tests(tests: Sequence[TestRecord]) -> bytes:
+    """The bytes of a tests blob: zlib over msgpack rows [id, status, seconds, message]."""
+    rows = [[t.id, str(t.status), t.seconds, t.message] for t in tests]
+    return zlib.compress(pack(rows), 6)
+
+
+def decode_tests(data: bytes) -> list[TestRecord]:
+    """The rows of a tests blob; `PeerError` ("bad-tests") when it is not one."""
+    rows = unpack(inflate(data, "bad-tests"))
+    parsed = convert(rows, list[tuple[str, Status, float, str]], "bad-tests")
+    return [TestRecord(*row) for row in parsed]
+
+
+def inflate(data: bytes, reason: str) -> bytes:
+    """zlib-decompress with a cap, so that a few bytes cannot fill the memory."""
+    machine = zlib.decompressobj()
+    try:
+        plain = machine.decompress(data, MAX_BLOB_EXPANDED)
+    except zlib.error as fault:
+        raise PeerError(reason, str(fault)) from fault
+    if not machine.eof or machine.unused_data:
+        raise PeerError(reason, "cut short, too large when expanded, or trailing bytes")
+    return plain
+
+
+# --- gossip -----------------------------------------------------------------------------
+
+_ENTRY_TAG, _OFFER_TAG, _CLAIM_TAG = 1, 2, 3
+
+
+def encode_gossip(message: Entry | Ephemeral) -> bytes:
+    """One tag byte, then the entry's frame or the message's msgpack."""
+    match message:
+        case Entry():
+            return bytes([_ENTRY_TAG]) + message.frame
+        case Offer():
+            return bytes([_OFFER_TAG]) + pack(message)
+        case Claim():
+            return bytes([_CLAIM_TAG]) + pack(message)
+
+
+def decode_gossip(data: bytes) -> Entry | Ephemeral:
+    """The message in a gossip payload; `PeerError` when it is none.
+
+    An entry's signature is checked here too: nothing unsigned is ever relayed.
+    """
+    if not 1 < len(data) <= MAX_GOSSIP:
+        raise PeerError("bad-gossip", f"{len(data)} bytes")
+    tag, body = data[0], data[1:]
+    if tag == _ENTRY_TAG:
+        entry = decode_frame(body)
+        if not is_authentic(entry):
+            raise PeerError("bad-signature")
+        return entry
+    if tag == _OFFER_TAG:
+        return convert(unpack(body), Offer, "bad-gossip")
+    if tag == _CLAIM_TAG:
+        return convert(unpack(body), Claim, "bad-gossip")
+    raise PeerError("bad-gossip", f"unknown tag {tag}")
