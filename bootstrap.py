@@ -36,12 +36,12 @@ PREFERRED = ((3, 12), (3, 13), (3, 11), (3, 14))
 OLDEST_UV = (0, 9)
 
 USAGE = """\
-usage: python3 bootstrap.py [--home DIR] [COMMAND] [ARGUMENTS…]
+usage: python3 bootstrap.py [--home DIR] [COMMAND] [ARGUMENTS...]
 
-  node [ARGUMENTS…]   set this machine up and start its node (the default)
+  node [ARGUMENTS...]   set this machine up and start its node (the default)
   setup [--dev]       set up only; --dev: with what tests and benchmarks need
-  demo [ARGUMENTS…]   set up, then run a small swarm on this machine
-  test [ARGUMENTS…]   set up, then run the tests; the arguments are pytest's
+  demo [ARGUMENTS...]   set up, then run a small swarm on this machine
+  test [ARGUMENTS...]   set up, then run the tests; the arguments are pytest's
 
   --home DIR          keep configuration, keys, ledger and caches under DIR
 """
