@@ -1,0 +1,493 @@
+"""The network as the node sees it: keys, topics, streams and events.
+
+This module and `hardening.py` hold all libp2p code of the project. Peers are known
+by the 32 bytes of their key, addresses are multiaddr strings, and what comes from
+peers is bytes to be judged by the caller: gossip passes the caller's validator
+before it is relayed, and a stream handler gets a `Stream` with caps and deadlines.
+
+A peer's misdeeds end in the ``refused`` callback and in its score, never in an
+exception; a peer with a bad score is disconnected and refused for a while.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+import psutil
+import trio
+from libp2p.abc import INetConn, INetStream, INetwork
+from libp2p.custom_types import TProtocol
+from libp2p.tools.anyio_service import background_trio_service
+
+from ponyswarm import keys
+from ponyswarm.errors import InfraError, LocalError, PeerError
+from ponyswarm.keys import SecretKey
+from ponyswarm.p2p import hardening
+from ponyswarm.p2p.discovery import Address, parse_address
+from ponyswarm.p2p.hardening import NetworkLimits, peer_identity, peer_key
+
+__all__ = [
+    "Connected",
+    "Disconnected",
+    "Gossip",
+    "Network",
+    "NetworkEvent",
+    "NetworkLimits",
+    "Stream",
+    "Validator",
+    "open_network",
+]
+
+_CLOSING = 1.5  # Seconds for all farewells together.
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gossip:
+    """``origin`` signed the message; ``forwarder`` is the peer it came from."""
+
+    topic: str
+    origin: bytes
+    forwarder: bytes
+    data: bytes
+
+
+NetworkEvent = Connected | Disconnected | Gossip
+
+# (topic, origin, forwarder, data); synchronous and quick. False: refused, not relayed.
+Validator = Callable[[str, bytes, bytes, bytes], bool]
+
+
+class Stream:
+    """One stream to one peer: frames with a length, or raw bytes.
+
+    Every operation has ``timeout`` seconds and ends in `PeerError` otherwise, with
+    the reason ``timeout``, ``stream-closed`` or ``too-long``; after that the stream
+    is of no further use.
+    """
+
+    def __init__(self, stream: INetStream, peer: bytes, timeout: float) -> None:
+        self.peer = peer
+        self.timeout = timeout
+        self._stream = stream
+        self._reader = hardening.NetReader(stream)
+
+    async def send(self, data: bytes) -> None:
+        """Send one frame: its length as four bytes, then ``data``."""
+        await self.send_raw(struct.pack("!I", len(data)) + data)
+
+    async def send_raw(self, data: bytes) -> None:
+        try:
+            with trio.fail_after(self.timeout):
+                await self._stream.write(data)
+        except trio.TooSlowError as fault:
+            raise PeerError("timeout", "the peer does not read") from fault
+        except Exception as fault:
+            raise PeerError("stream-closed") from fault
+
+    async def receive(self, limit: int) -> bytes:
+        """The next frame, which may have ``limit`` bytes."""
+        with self._deadline():
+            (size,) = struct.unpack("!I", await self._reader.exactly(4))
+            if size > limit:
+                raise PeerError("too-long", f"{size} bytes, at most {limit} are taken")
+            return await self._reader.exactly(size)
+
+    async def receive_exactly(self, size: int) -> bytes:
+        with self._deadline():
+            return await self._reader.exactly(size)
+
+    async def receive_some(self, limit: int = 65536) -> bytes:
+        """What is there, at least one byte; none when the peer closed its side."""
+        with self._deadline():
+            return await self._reader.some(limit)
+
+    def _deadline(self) -> _Deadline:
+        return _Deadline(self.timeout)
+
+    async def close(self) -> None:
+        """Say that nothing more comes from us; what was sent still arrives."""
+        with trio.move_on_after(self.timeout):
+            try:
+                await self._stream.close()
+            except Exception:
+                await self.reset()
+
+    async def reset(self) -> None:
+        """End both directions at once; what is under way is lost."""
+        await hardening.reset_quietly(self._stream)
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        await (self.close() if kind is None else self.reset())
+
+
+class _Deadline:
+    """`trio.fail_after` whose failure is the peer's."""
+
+    def __init__(self, seconds: float) -> None:
+        self._scope = trio.move_on_after(seconds)
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._scope.__exit__(kind, fault, trace)
+        if self._scope.cancelled_caught:
+            raise PeerError("timeout", "nothing came from the peer")
+
+
+Handler = Callable[[Stream], Awaitable[None]]
+
+
+class Network:
+    """An open network; made by `open_network`."""
+
+    def __init__(
+        self,
+        key: SecretKey,
+        limits: NetworkLimits,
+        validate: Validator,
+        refused: Callable[[str, bytes | None], None],
+        nursery: trio.Nursery,
+    ) -> None:
+        self.peer: bytes = key.public
+        self.addresses: tuple[str, ...] = ()
+        self._limits = limits
+        self._nursery = nursery
+        self._live: set[bytes] = set()
+        # Unbounded, so that connects and disconnects are never lost; gossip is counted.
+        self._send, self.events = trio.open_memory_channel[NetworkEvent](math.inf)
+        self._referee = hardening.Referee(limits, refused, self._banned)
+        pair = hardening.key_pair(key)
+        upgrader = hardening.FencedUpgrader(pair, limits, self._referee)
+        self._swarm = hardening.FencedSwarm(pair, upgrader, limits, self._referee)
+        self._host = hardening.FencedHost(self._swarm, limits)
+        self._router = hardening.FencedGossip(self._referee)
+        self._pubsub = hardening.FencedPubsub(
+            self._host,
+            self._router,
+            validate=validate,
+            deliver=self._deliver,
+            limits=limits,
+            referee=self._referee,
+        )
+        self._swarm.register_notifee(hardening.DropStale(self._swarm, self._pubsub, nursery))
+        self._swarm.register_notifee(_Watcher(self))
+
+    # Peers
+
+    def peers(self) -> tuple[bytes, ...]:
+        """The peers that are connected."""
+        return tuple(self._live)
+
+    def remote_address(self, peer: bytes) -> str | None:
+        """Where the peer is connected from or to, without its key."""
+        for conn in self._swarm.get_connections(peer_identity(peer)):
+            remote = conn.muxed_conn.get_remote_address()
+            if remote is not None:
+                kind = "ip6" if ":" in remote[0] else "ip4"
+                return str(Address(kind, remote[0], remote[1], None))
+        return None
+
+    async def dial(self, address: str, *, timeout: float = 5.0) -> bytes:
+        """Connect to a peer unless it is connected; returns its key.
+
+        `PeerError` has the reason ``bad-address``, ``own-address``, ``banned`` or
+        ``unreachable``.
+        """
+        try:
+            target = parse_address(address)
+        except LocalError as fault:
+            raise PeerError("bad-address", str(fault)) from fault
+        if target.peer is None:
+            raise PeerError("bad-address", f"{address} does not name its peer: add /p2p/ and a key")
+        if target.peer == self.peer:
+            raise PeerError("own-address", f"{address} is this node")
+        if self.is_banned(target.peer):
+            raise PeerError("banned", f"{keys.peer_id(target.peer)} misbehaved; try again later")
+        if target.peer in self._live:
+            return target.peer
+        try:
+            with trio.fail_after(timeout):
+                await self._swarm.dial(target.host, target.port, target.peer)
+        except trio.TooSlowError as fault:
+            raise PeerError("unreachable", f"{address} did not answer in {timeout:g} s") from fault
+        except OSError as fault:
+            raise PeerError("unreachable", f"{address}: {fault}") from fault
+        except Exception as fault:
+            raise PeerError(
+                "unreachable", f"{address} is not the peer it should be, or hung up: {fault}"
+            ) from fault
+        return target.peer
+
+    async def disconnect(self, peer: bytes) -> None:
+        await self._close(self._swarm.get_connections(peer_identity(peer)))
+
+    def penalise(self, peer: bytes, points: float) -> None:
+        """Add to the peer's bad score; at ``ban_points`` it is disconnected and refused."""
+        self._referee.penalise(peer, points)
+
+    def is_banned(self, peer: bytes) -> bool:
+        return self._referee.banned(peer)
+
+    def _banned(self, peer: bytes) -> None:
+        self._nursery.start_soon(self.disconnect, peer)
+
+    async def _close(self, connections: Iterable[INetConn]) -> None:
+        async with trio.open_nursery() as nursery:
+            for conn in connections:
+                nursery.start_soon(hardening.close_quietly, conn, _CLOSING)
+
+    # Gossip
+
+    async def subscribe(self, topic: str) -> None:
+        if len(topic) > self._limits.topic_length:
+            raise LocalError(f"a topic has at most {self._limits.topic_length} characters")
+        await self._pubsub.subscribe(topic)
+
+    async def unsubscribe(self, topic: str) -> None:
+        await self._pubsub.unsubscribe(topic)
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Send to the topic's followers. The node's own messages make no event here."""
+        if len(data) > self._limits.message:
+            raise LocalError(
+                f"a message has at most {self._limits.message} bytes, this one {len(data)}"
+            )
+        await self._pubsub.publish(topic, data)
+
+    def topics(self) -> tuple[str, ...]:
+        return tuple(self._pubsub.topic_ids)
+
+    def topic_peers(self, topic: str) -> tuple[bytes, ...]:
+        """The connected peers that follow the topic."""
+        found = (peer_key(peer) for peer in self._pubsub.peer_topics.get(topic, ()))
+        return tuple(key for key in found if key is not None)
+
+    def _deliver(self, topic: str, origin: bytes, forwarder: bytes, data: bytes) -> None:
+        if self._send.statistics().current_buffer_used >= self._limits.events:
+            self._referee.refuse("events-full", forwarder)
+            return
+        self._send.send_nowait(Gossip(topic, origin, forwarder, data))
+
+    # Streams
+
+    def serve(
+        self, protocol: str, handler: Handler, *, concurrent_per_peer: int, timeout: float
+    ) -> None:
+        """Answer a protocol. ``timeout`` is for the whole of one stream.
+
+        The handler may raise `PeerError`; whatever it raises is counted, and the
+        stream is reset. When it returns, the stream is closed.
+        """
+        quota = hardening.StreamQuota(concurrent_per_peer)
+
+        async def serve(raw: INetStream) -> None:
+            peer = peer_key(raw.muxed_conn.peer_id) or b""
+            stream = Stream(raw, peer, timeout)
+            with quota.slot(peer) as free:
+                if not free:
+                    self._referee.refuse("too-many-streams", peer)
+                    await stream.reset()
+                    return
+                try:
+                    with trio.fail_after(timeout):
+                        await handler(stream)
+                        await stream.close()
+                except PeerError as fault:
+                    self._referee.refuse(fault.reason, peer)
+                except trio.TooSlowError:
+                    self._referee.refuse("timeout", peer)
+                except Exception:
+                    self._referee.refuse("handler-error", peer)
+                else:
+                    return
+                await stream.reset()
+
+        self._host.set_stream_handler(TProtocol(protocol), serve)
+
+    async def open(self, peer: bytes, protocol: str, *, timeout: float = 5.0) -> Stream:
+        """Open a stream to a connected peer. Its ``timeout`` can be changed afterwards.
+
+        `PeerError` has the reason ``not-connected``, ``timeout`` or ``no-stream``.
+        """
+        if peer not in self._live:
+            raise PeerError("not-connected", keys.peer_id(peer))
+        try:
+            with trio.fail_after(timeout):
+                raw = await self._host.new_stream(peer_identity(peer), [TProtocol(protocol)])
+        except trio.TooSlowError as fault:
+            raise PeerError("timeout", f"no stream for {protocol} in {timeout:g} s") from fault
+        except Exception as fault:
+            raise PeerError("no-stream", f"the peer does not offer {protocol}") from fault
+        return Stream(raw, peer, max(timeout, 5.0))
+
+    # Opening and closing
+
+    async def _listen(self, sockets: Sequence[trio.SocketListener]) -> None:
+        addresses = [text for listener in sockets for text in _own_addresses(listener)]
+        self.addresses = tuple(f"{text}/p2p/{keys.peer_id(self.peer)}" for text in addresses)
+        self._host.announce(addresses)
+        if sockets:
+            self._nursery.start_soon(trio.serve_listeners, self._swarm.admit, list(sockets))
+
+    async def _shut(self) -> None:
+        with trio.move_on_after(_CLOSING) as scope:
+            scope.shield = True
+            await self._close(self._swarm.get_connections())
+            await self._host.close()
+
+    def _up(self, peer: bytes) -> None:
+        if peer not in self._live:
+            self._live.add(peer)
+            self._send.send_nowait(Connected(peer))
+
+    def _down(self, peer: bytes) -> None:
+        if peer in self._live and not self._swarm.get_connections(peer_identity(peer)):
+            self._live.discard(peer)
+            self._send.send_nowait(Disconnected(peer))
+
+
+class _Watcher(hardening.Notifee):
+    """Tells the network of peers that come and go."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:
+        peer = peer_key(conn.muxed_conn.peer_id)
+        if peer is not None and not conn.is_closed:
+            self._network._up(peer)
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
+        peer = peer_key(conn.muxed_conn.peer_id)
+        if peer is not None:
+            self._network._down(peer)
+
+
+@asynccontextmanager
+async def open_network(
+    key: SecretKey,
+    *,
+    listen: Sequence[str],
+    validate: Validator,
+    refused: Callable[[str, bytes | None], None],
+    limits: NetworkLimits | None = None,
+) -> AsyncIterator[Network]:
+    """Open the network and close it, in less than two seconds, on leaving.
+
+    ``listen`` may be empty: such a node only dials. ``refused`` gets a short reason
+    and the peer, if it is known, for whatever was refused. Raises `InfraError` when
+    an address cannot be listened on, `LocalError` when it makes no sense.
+    """
+    hardening.quiet_logging()
+    limits = limits or NetworkLimits()
+    sockets = await _bind(listen)
+    try:
+        async with trio.open_nursery() as nursery:
+            network = Network(key, limits, validate, refused, nursery)
+            try:
+                async with (
+                    network._host.run([]),
+                    background_trio_service(network._pubsub),
+                    background_trio_service(network._router),
+                ):
+                    await network._pubsub.wait_until_ready()
+                    await network._listen(sockets)
+                    try:
+                        yield network
+                    finally:
+                        await network._shut()
+                        nursery.cancel_scope.cancel()
+            finally:
+                network._pubsub.stop_sweeping()
+                network._send.close()
+    except BaseExceptionGroup as group:
+        # The nurseries here are ours; the caller raised one thing and shall see it.
+        fault: BaseException = group
+        while isinstance(fault, BaseExceptionGroup) and len(fault.exceptions) == 1:
+            fault = fault.exceptions[0]
+        raise fault from None
+    finally:
+        for listener in sockets:
+            listener.socket.close()
+
+
+async def _bind(addresses: Sequence[str]) -> list[trio.SocketListener]:
+    """Listening sockets that nobody else shares."""
+    listeners: list[trio.SocketListener] = []
+    try:
+        for text in addresses:
+            address = parse_address(text)
+            listeners.append(await _bind_one(address))
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
+        raise
+    return listeners
+
+
+async def _bind_one(address: Address) -> trio.SocketListener:
+    if address.kind not in ("ip4", "ip6"):
+        raise LocalError(f"{address} cannot be listened on: give an /ip4/ or /ip6/ address")
+    six = address.kind == "ip6"
+    sock = trio.socket.socket(
+        trio.socket.AF_INET6 if six else trio.socket.AF_INET, trio.socket.SOCK_STREAM
+    )
+    try:
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            # Frees a port whose last connections are in TIME_WAIT; never shares a live one.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if six:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await sock.bind((address.host, address.port))
+        sock.listen(256)
+    except OSError as fault:
+        sock.close()
+        raise InfraError(
+            f"cannot listen on {address}: {fault.strerror or fault}. Another node or program may "
+            "have the port: stop it, or choose another port (tcp/0 takes a free one)"
+        ) from fault
+    return trio.SocketListener(sock)
+
+
+def _own_addresses(listener: trio.SocketListener) -> list[str]:
+    """The listener's address with its real port; each of the machine's, for a wildcard."""
+    host, port = listener.socket.getsockname()[:2]
+    six = listener.socket.family == socket.AF_INET6
+    kind = "ip6" if six else "ip4"
+    if host not in ("0.0.0.0", "::"):  # noqa: S104
+        return [str(Address(kind, host, port, None))]
+    family = socket.AF_INET6 if six else socket.AF_INET
+    return [
+        str(Address(kind, entry.address, port, None))
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        # A link-local address needs the name of an interface, which nobody else knows.
+        if entry.family == family and "%" not in entry.address
+    ]
