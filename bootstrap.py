@@ -428,7 +428,7 @@ def remedy(output: str) -> str:
     """What to do about a failed download or build, judged by its output."""
     text = output.lower()
     if re.search(r"no space left|disk quota", text):
-        return "The disk is full: make room (about 500 MB), then run this again."
+        return "The disk is full: make room (about 300 MB), then run this again."
     offline = r"dns|resolve host|name resolution|connect|timed out|timeout|network|proxy|tls|ssl"
     if re.search(offline, text):
         return (
@@ -453,7 +453,7 @@ def overrides(python: str) -> list:
 def install(dev: bool) -> None:
     python = venv_python()
     uv = get_uv()
-    say("installing PonySwarm" + (" and what its tests need" if dev else "") + " (about 500 MB)")
+    say("installing PonySwarm" + (" and what its tests need" if dev else "") + " (about 300 MB)")
     descriptor, path = tempfile.mkstemp(suffix=".txt", prefix="overrides-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

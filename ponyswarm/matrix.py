@@ -1,0 +1,138 @@
+"""A job's matrix: its cells, and which interpreter satisfies a cell's ``python``. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from ponyswarm.errors import LocalError, PeerError
+from ponyswarm.messages import Cell, Spec
+
+MAX_CELLS = 2000
+
+
+def cells(spec: Spec) -> tuple[Cell, ...]:
+    """The cells of a matrix, in the order a person wrote it; excluded ones left out.
+
+    An item of ``services`` may join several by ``+``. Raises `PeerError` ("bad-matrix")
+    beyond `MAX_CELLS`, for an empty factor, or when nothing is left.
+    """
+    factors = sorted(spec.factors.items())
+    size = len(spec.python) * max(1, len(spec.services))
+    for name, values in factors:
+        if not values:
+            raise PeerError("bad-matrix", f"the factor {name!r} has no values")
+        size *= len(values)
+    if size > MAX_CELLS:
+        raise PeerError("bad-matrix", f"{size} cells, and {MAX_CELLS} is the most")
+    found: dict[Cell, None] = {}
+    for python, services in product(spec.python, spec.services or ("",)):
+        for values in product(*(choices for _, choices in factors)):
+            cell = Cell(
+                python=python,
+                services=tuple(
+                    sorted(part.strip() for part in services.split("+") if part.strip())
+                ),
+                factors=tuple(
+                    (name, value) for (name, _), value in zip(factors, values, strict=True)
+                ),
+            )
+            if not any(_is_excluded(cell, rule) for rule in spec.exclude):
+                found[cell] = None
+    if not found:
+        raise PeerError("bad-matrix", "every cell is excluded")
+    return tuple(found)
+
+
+def _is_excluded(cell: Cell, rule: dict[str, str]) -> bool:
+    """Whether a rule's every ``name = value`` holds of the cell; an empty rule holds of none."""
+    facts = {"python": cell.python, "services": " + ".join(cell.services), **dict(cell.factors)}
+    return bool(rule) and all(facts.get(name) == value for name, value in rule.items())
+
+
+def requirements(spec: Spec, cell: Cell) -> tuple[str, ...]:
+    """What a cell installs beside the project: the common requirements, then its factors'."""
+    chosen = dict(cell.factors)
+    extra = [line for name, value in sorted(chosen.items()) for line in spec.factors[name][value]]
+    return (*spec.install.requirements, *extra)
+
+
+# --- which interpreter satisfies a cell -----------------------------------------------
+
+IMPLEMENTATIONS = ("cpython", "pypy", "graalpy")
+
+_REQUIREMENT = re.compile(rf"({'|'.join(IMPLEMENTATIONS)})?\s*(.*)", re.ASCII | re.DOTALL)
+_VERSION = re.compile(r"\d+(\.\d+){0,2}((a|b|rc)\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirement:
+    """What a cell's ``python`` asks for. Without a name it means CPython.
+
+    ``3.12`` is any release of 3.12, pre-releases too; a specifier such as ``>=3.9``
+    takes a pre-release only when it names one. A ``t`` at the end asks for the
+    free-threaded build, which nothing else asks for.
+    """
+
+    implementation: str
+    specifiers: SpecifierSet
+    prereleases: bool
+    free_threaded: bool
+
+    def accepts(self, implementation: str, version: str, free_threaded: bool) -> bool:
+        """Whether that interpreter will do; a version that is none never does."""
+        if implementation != self.implementation or free_threaded is not self.free_threaded:
+            return False
+        try:
+            return self.specifiers.contains(Version(version), prereleases=self.prereleases)
+        except InvalidVersion:
+            return False
+
+
+@lru_cache(maxsize=1024)
+def requirement(text: str) -> Requirement:
+    """Read a cell's ``python``: ``3.12``, ``3.12.1``, ``>=3.9``, ``pypy3.10``, ``3.13t``.
+
+    Raises `LocalError` when it is none of these.
+    """
+    match = _REQUIREMENT.fullmatch(text.strip())
+    assert match is not None  # Its second part takes anything.
+    implementation, rest = match[1], match[2].strip()
+    free_threaded = rest.endswith("t")
+    if free_threaded:
+        rest = rest[:-1]
+    version = _VERSION.fullmatch(rest)
+    try:
+        if version:
+            exact = rest.count(".") == 2 or version[2]
+            specifiers = SpecifierSet(f"=={rest}" if exact else f"=={rest}.*")
+        elif rest or (implementation and not free_threaded):
+            specifiers = SpecifierSet(rest)
+        else:
+            raise LocalError(_nonsense(text))
+    except InvalidSpecifier as fault:
+        raise LocalError(_nonsense(text)) from fault
+    return Requirement(
+        implementation=implementation or "cpython",
+        specifiers=specifiers,
+        prereleases=bool(version or specifiers.prereleases),
+        free_threaded=free_threaded,
+    )
+
+
+def _nonsense(text: str) -> str:
+    return (
+        f"{text!r} names no Python: write a version (3.12, 3.12.1), a range ('>=3.9'), "
+        "either with a name before it (pypy3.10, 'cpython>=3.11'), or 3.13t for the "
+        "free-threaded build"
+    )
+
+
+def matches(text: str, implementation: str, version: str, free_threaded: bool = False) -> bool:
+    """Whether an interpreter satisfies a cell's ``python``; `LocalError` on nonsense."""
+    return requirement(text).accepts(implementation, version, free_threaded)
