@@ -28,6 +28,7 @@ from ponyswarm.messages import (
     Cell,
     Claim,
     Entry,
+    Environment,
     Ephemeral,
     Header,
     Kind,
@@ -191,6 +192,14 @@ def is_authentic(entry: Entry) -> bool:
     return verify(entry.header.author, signed_text(entry.id), entry.signature)
 
 
+def decode_entry(frame: bytes) -> Entry:
+    """An authentic entry: `decode_frame`, and its own signature holds (``bad-signature``)."""
+    entry = decode_frame(frame)
+    if not is_authentic(entry):
+        raise PeerError("bad-signature", f"entry {entry.id.hex()[:16]}")
+    return entry
+
+
 def decode_payload(entry: Entry) -> Payload | None:
     """What the entry says; None for a kind this version does not know.
 
@@ -263,6 +272,23 @@ def cell_id(job: bytes, cell: Cell) -> bytes:
     """The id of a cell: a hash of its job and its canonical form."""
     form = [cell.python, sorted(cell.services), sorted([list(pair) for pair in cell.factors])]
     return hashlib.sha256(_CELL_DOMAIN + job + pack(form)).digest()
+
+
+def comparable(environment: Environment | None) -> bytes:
+    """The part of an environment that must be equal for two runs to be compared.
+
+    Interpreter and its patch version, the installed set, and the services' versions:
+    suites were measured to differ between patch releases on the same machine.
+    """
+    if environment is None:
+        return ZERO
+    form = [
+        environment.implementation,
+        environment.version,
+        environment.packages,
+        sorted([list(pair) for pair in environment.services.items()]),
+    ]
+    return hashlib.sha256(pack(form)).digest()
 
 
 def outcome_digest(state: str, reason: str | None, tests: Iterable[tuple[str, Status]]) -> bytes:
@@ -339,10 +365,7 @@ def decode_gossip(data: bytes) -> Entry | Ephemeral:
         raise PeerError("bad-gossip", f"{len(data)} bytes")
     tag, body = data[0], data[1:]
     if tag == _ENTRY_TAG:
-        entry = decode_frame(body)
-        if not is_authentic(entry):
-            raise PeerError("bad-signature")
-        return entry
+        return decode_entry(body)
     if tag == _OFFER_TAG:
         return convert(unpack(body), Offer, "bad-gossip")
     if tag == _CLAIM_TAG:

@@ -314,6 +314,23 @@ class Header:
     payload_hash: bytes
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class FeedRef:
+    """A feed within a project: its author, nonce, and whether it is a genesis feed."""
+
+    author: bytes
+    nonce: bytes
+    genesis: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FeedMark:
+    """How far a feed goes somewhere: its number of entries, 8 bytes of its head's id."""
+
+    height: int
+    head: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One signed link of a feed, with the very bytes it came in."""
@@ -326,6 +343,10 @@ class Entry:
     @property
     def payload(self) -> bytes:
         return self.frame[224:]
+
+    @property
+    def feed(self) -> FeedRef:
+        return FeedRef(self.header.author, self.header.nonce, self.is_genesis)
 
     @property
     def is_genesis(self) -> bool:

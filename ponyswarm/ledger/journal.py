@@ -1,0 +1,245 @@
+"""An author's own record of what it signed, and the fence that keeps it from forking.
+
+An honest author never signs two entries for one place, even after a crash, a restored
+backup or a copied disk. The rule is *durable before visible*: sign, commit to the journal
+with ``synchronous = FULL``, update the fence file and fsync it, and only then hand the
+entry to anyone. The fence names the journal file it belongs to (device and inode), the
+machine, and the last position. Where it does not match, nobody can know what was handed
+out before, so every feed is closed and the next entry opens a new one under a fresh
+nonce, naming the old head in ``continues``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock
+
+from ponyswarm.codec import ZERO, decode_frame, sign_entry
+from ponyswarm.errors import InfraError
+from ponyswarm.keys import SecretKey
+from ponyswarm.ledger.store import connect, transaction
+from ponyswarm.messages import Entry, Payload
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS own (
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    project BLOB NOT NULL,
+    id BLOB NOT NULL UNIQUE,
+    frame BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS feed (
+    project BLOB PRIMARY KEY,
+    nonce BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    head BLOB NOT NULL,
+    time INTEGER NOT NULL,
+    closed INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What the fence file says: which journal, on which machine, how far."""
+
+    machine: str
+    device: int
+    inode: int
+    position: int
+    id: str
+
+
+def machine_id() -> str:
+    """A text that differs between machines and stays on one, as well as the system tells."""
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            text = Path(path).read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if text:
+            return text
+    return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+
+
+class Journal:
+    """The journal of one key. Several processes of one home may hold it open at once."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fence: Path,
+        key: SecretKey,
+        machine: str,
+        nonce: Callable[[], bytes],
+    ) -> None:
+        """``nonce`` gives 8 random bytes for each new feed."""
+        self._key = key
+        self._path = path
+        self._fence = fence
+        self._machine = machine
+        self._nonce = nonce
+        self._db = connect(path, synchronous="FULL")
+        self._db.executescript(_SCHEMA)
+        self._lock = FileLock(f"{path}.lock")
+        self.reopened = False
+        """True when the fence did not match, so that feeds were closed on opening."""
+        with self._lock:
+            if not self._fence_holds():
+                self.reopened = self.position > 0
+                self._close_feeds()
+            # Also after a crash between commit and fence, so that a second one is no mismatch.
+            self._write_fence()
+
+    def close(self) -> None:
+        self._db.close()
+
+    @property
+    def position(self) -> int:
+        """The number of the last entry signed here; 0 before the first."""
+        return int(self._db.execute("SELECT ifnull(max(position), 0) FROM own").fetchone()[0])
+
+    def holds(self, id_: bytes) -> bool:
+        """Whether this journal signed the entry; an own entry it lacks came from elsewhere."""
+        return self._db.execute("SELECT 1 FROM own WHERE id = ?", (id_,)).fetchone() is not None
+
+    def since(self, position: int) -> list[tuple[int, Entry]]:
+        """What was signed after a position, oldest first."""
+        rows = self._db.execute(
+            "SELECT position, frame FROM own WHERE position > ? ORDER BY position", (position,)
+        )
+        return [(number, decode_frame(frame)) for number, frame in rows]
+
+    def sign(self, payload: Payload, *, project: bytes, now: int) -> Entry:
+        """A new entry, durable before it is returned. ``project`` is zero for a genesis.
+
+        Raises `PeerError` ("bad-payload") when it would break the format, `InfraError`
+        when it cannot be made durable; then nothing was signed that anyone will see.
+        """
+        with self._lock:
+            if not self._fence_holds():
+                self._close_feeds()
+            row = None
+            if project != ZERO:
+                row = self._db.execute(
+                    "SELECT nonce, seq, head, time, closed FROM feed WHERE project = ?", (project,)
+                ).fetchone()
+            if row is None or row[4]:
+                continues = None if row is None else row[2]
+                entry = sign_entry(
+                    self._key,
+                    replace(payload, continues=continues),
+                    project=project,
+                    nonce=self._nonce(),
+                    seq=0,
+                    prev=ZERO,
+                    time=now,
+                )
+            else:
+                nonce, seq, head, time, _ = row
+                # A clock that was set back must not make time fall within the feed.
+                entry = sign_entry(
+                    self._key,
+                    payload,
+                    project=project,
+                    nonce=nonce,
+                    seq=seq + 1,
+                    prev=head,
+                    time=max(now, time),
+                )
+            self._commit(entry, project)
+            self._write_fence()
+            return entry
+
+    def close_feed(self, project: bytes) -> None:
+        """Never extend the current feed again: a peer showed an own entry we do not hold."""
+        with self._lock, transaction(self._db):
+            self._db.execute("UPDATE feed SET closed = 1 WHERE project = ?", (project,))
+
+    def _commit(self, entry: Entry, project: bytes) -> None:
+        with transaction(self._db):
+            self._db.execute(
+                "INSERT INTO own (project, id, frame) VALUES (?, ?, ?)",
+                (entry.namespace, entry.id, entry.frame),
+            )
+            if project != ZERO:
+                header = entry.header
+                self._db.execute(
+                    "INSERT OR REPLACE INTO feed VALUES (?, ?, ?, ?, ?, 0)",
+                    (project, header.nonce, header.seq, entry.id, header.time),
+                )
+
+    def _close_feeds(self) -> None:
+        with transaction(self._db):
+            self._db.execute("UPDATE feed SET closed = 1")
+
+    # --- the fence ------------------------------------------------------------------------
+
+    def _fence_holds(self) -> bool:
+        """Whether the journal is the one that the fence was last written for.
+
+        One entry more than the fence knows is a crash between commit and fence: that
+        entry was handed to nobody, and stands.
+        """
+        fence = self._read_fence()
+        position, last = self._last()
+        if fence is None:
+            return position == 0
+        here = self._path.stat()
+        if (fence.machine, fence.device, fence.inode) != (
+            self._machine,
+            here.st_dev,
+            here.st_ino,
+        ):
+            return False
+        if fence.position == position:
+            return fence.id == last
+        if fence.position + 1 != position:
+            return False
+        row = self._db.execute(
+            "SELECT id FROM own WHERE position = ?", (fence.position,)
+        ).fetchone()
+        return fence.id == ("" if row is None else row[0].hex())
+
+    def _last(self) -> tuple[int, str]:
+        row = self._db.execute(
+            "SELECT position, id FROM own ORDER BY position DESC LIMIT 1"
+        ).fetchone()
+        return (0, "") if row is None else (row[0], row[1].hex())
+
+    def _read_fence(self) -> Fence | None:
+        try:
+            return Fence(**json.loads(self._fence.read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            # Missing or damaged says the same: it cannot vouch for the journal.
+            return None
+
+    def _write_fence(self) -> None:
+        position, last = self._last()
+        here = self._path.stat()
+        fence = Fence(self._machine, here.st_dev, here.st_ino, position, last)
+        if fence == self._read_fence():
+            return
+        try:
+            self._fence.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self._fence.with_suffix(".new")
+            with fresh.open("w", encoding="utf-8") as file:
+                json.dump(asdict(fence), file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, self._fence)
+            if os.name == "posix":
+                folder = os.open(self._fence.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+        except OSError as fault:
+            raise InfraError(
+                f"the fence {self._fence} could not be written ({fault}); nothing was published"
+            ) from fault

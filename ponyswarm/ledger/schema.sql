@@ -1,0 +1,158 @@
+-- The ledger. Frames are the truth; every other column is derived from them and can be
+-- rebuilt. Read it with sqlite3, sqlite-utils or Datasette: start with the views.
+
+CREATE TABLE IF NOT EXISTS author (
+    author INTEGER PRIMARY KEY,
+    key BLOB NOT NULL UNIQUE,
+    peer_id TEXT NOT NULL
+);
+
+-- One row a feed. "height" counts its entries; "forked_at" is the first disputed seq.
+CREATE TABLE IF NOT EXISTS feed (
+    feed INTEGER PRIMARY KEY,
+    author INTEGER NOT NULL REFERENCES author,
+    project BLOB NOT NULL,
+    genesis INTEGER NOT NULL,
+    nonce BLOB NOT NULL,
+    height INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    head BLOB NOT NULL,
+    head_time INTEGER NOT NULL,
+    forked_at INTEGER,
+    UNIQUE (project, author, nonce, genesis)
+);
+
+-- "prefix" is the first 8 bytes of the id as a signed integer: a short index finds any id.
+CREATE TABLE IF NOT EXISTS entry (
+    arrival INTEGER PRIMARY KEY,
+    feed INTEGER NOT NULL REFERENCES feed,
+    seq INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    prefix INTEGER NOT NULL,
+    id BLOB NOT NULL,
+    frame BLOB NOT NULL,
+    UNIQUE (feed, seq)
+);
+CREATE INDEX IF NOT EXISTS entry_prefix ON entry (prefix);
+
+-- The two signed headers that prove a fork, kept even before the feed itself is known.
+CREATE TABLE IF NOT EXISTS fork_evidence (
+    author BLOB NOT NULL,
+    project BLOB NOT NULL,
+    nonce BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    first BLOB NOT NULL,
+    first_signature BLOB NOT NULL,
+    second BLOB NOT NULL,
+    second_signature BLOB NOT NULL,
+    PRIMARY KEY (project, author, nonce, seq)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS project (
+    project BLOB PRIMARY KEY,
+    name TEXT NOT NULL,
+    url TEXT NOT NULL,
+    updated INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS job (
+    job BLOB PRIMARY KEY,
+    project BLOB NOT NULL,
+    author INTEGER NOT NULL REFERENCES author,
+    title TEXT NOT NULL,
+    "commit" TEXT NOT NULL,
+    source BLOB NOT NULL,
+    announced INTEGER NOT NULL,
+    expires INTEGER NOT NULL,
+    redundancy INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS job_project ON job (project, announced);
+CREATE INDEX IF NOT EXISTS job_commit ON job ("commit") WHERE "commit" != '';
+
+-- A withdrawal may arrive before the job that it ends.
+CREATE TABLE IF NOT EXISTS withdrawal (
+    project BLOB NOT NULL,
+    job BLOB NOT NULL,
+    reason TEXT NOT NULL,
+    PRIMARY KEY (project, job)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS cell (
+    job BLOB NOT NULL REFERENCES job,
+    cell BLOB NOT NULL,
+    position INTEGER NOT NULL,
+    python TEXT NOT NULL,
+    services TEXT NOT NULL,
+    factors TEXT NOT NULL,
+    PRIMARY KEY (job, cell)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS cell_id ON cell (cell);
+
+CREATE TABLE IF NOT EXISTS result (
+    job BLOB NOT NULL,
+    cell BLOB NOT NULL,
+    author INTEGER NOT NULL REFERENCES author,
+    arrival INTEGER NOT NULL REFERENCES entry,
+    state TEXT NOT NULL,
+    reason TEXT,
+    passed INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    skipped INTEGER NOT NULL,
+    total INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    environment TEXT NOT NULL,
+    comparable BLOB NOT NULL,
+    seconds REAL NOT NULL,
+    PRIMARY KEY (job, cell, author, arrival)
+) WITHOUT ROWID;
+
+CREATE VIEW IF NOT EXISTS projects AS
+SELECT lower(hex(project)) AS project, name, url,
+       (SELECT count(*) FROM job WHERE job.project = project.project) AS jobs,
+       datetime(updated / 1000, 'unixepoch') AS updated
+FROM project;
+
+CREATE VIEW IF NOT EXISTS jobs AS
+SELECT lower(hex(job.job)) AS job, project.name AS project, job.title, job."commit",
+       author.peer_id AS announced_by,
+       datetime(job.announced / 1000, 'unixepoch') AS announced,
+       datetime(job.expires / 1000, 'unixepoch') AS expires,
+       job.redundancy,
+       EXISTS (SELECT 1 FROM withdrawal AS w
+               WHERE w.project = job.project AND w.job = job.job) AS withdrawn
+FROM job JOIN author USING (author) LEFT JOIN project USING (project);
+
+CREATE VIEW IF NOT EXISTS results AS
+SELECT project.name AS project, job.title AS job, cell.python, cell.services, cell.factors,
+       author.peer_id AS volunteer, result.state, result.reason,
+       result.passed, result.failed, result.skipped, result.total,
+       result.environment, round(result.seconds, 2) AS seconds,
+       lower(hex(result.digest)) AS digest,
+       feed.forked_at IS NOT NULL AND entry.seq >= feed.forked_at AS disputed
+FROM result JOIN author ON author.author = result.author
+JOIN entry USING (arrival) JOIN feed USING (feed)
+LEFT JOIN cell ON cell.job = result.job AND cell.cell = result.cell
+LEFT JOIN job ON job.job = result.job
+LEFT JOIN project ON project.project = job.project;
+
+CREATE VIEW IF NOT EXISTS feeds AS
+SELECT feed.feed, author.peer_id AS author, project.name AS project, feed.height,
+       lower(hex(feed.head)) AS head,
+       datetime(feed.head_time / 1000, 'unixepoch') AS last_entry, feed.forked_at
+FROM feed JOIN author USING (author) LEFT JOIN project USING (project);
+
+CREATE VIEW IF NOT EXISTS entries AS
+SELECT entry.arrival, lower(hex(entry.id)) AS id,
+       CASE entry.kind WHEN 1 THEN 'project' WHEN 2 THEN 'announce' WHEN 3 THEN 'withdraw'
+            WHEN 4 THEN 'commit' WHEN 5 THEN 'result' WHEN 6 THEN 'vouch' WHEN 7 THEN 'revoke'
+            WHEN 8 THEN 'fork' WHEN 9 THEN 'checkpoint' ELSE 'kind ' || entry.kind END AS kind,
+       author.peer_id AS author, project.name AS project, entry.seq,
+       datetime(entry.time / 1000, 'unixepoch') AS time, length(entry.frame) AS bytes
+FROM entry JOIN feed USING (feed) JOIN author USING (author) LEFT JOIN project USING (project);
+
+CREATE VIEW IF NOT EXISTS volunteers AS
+SELECT author.peer_id AS volunteer, count(*) AS results,
+       sum(result.state = 'completed') AS completed, sum(result.state = 'broken') AS broken,
+       sum(result.total) AS tests
+FROM result JOIN author USING (author) GROUP BY result.author;

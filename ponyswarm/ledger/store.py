@@ -1,0 +1,457 @@
+"""The only writer of the ledger: one append, one transaction, views kept with it.
+
+What comes in is authentic (`codec.decode_entry` checked the signature) and of a project
+that this node follows. `Store.append` judges it against its feed (`chain.judge`) and its
+author's rights (`policy.refusal`), and inserts frame and derived rows together or not at
+all. Nothing is ever updated but feed heads and derived rows; frames stay as received.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+from ponyswarm.codec import (
+    SignedHeader,
+    cell_id,
+    comparable,
+    decode_frame,
+    decode_payload,
+    decode_signed_header,
+)
+from ponyswarm.errors import InfraError, LocalError, PeerError
+from ponyswarm.keys import peer_id
+from ponyswarm.ledger.chain import (
+    Accept,
+    Diverges,
+    Duplicate,
+    Early,
+    Forked,
+    Gap,
+    Head,
+    Judgement,
+    Refused,
+    judge,
+)
+from ponyswarm.matrix import cells
+from ponyswarm.messages import (
+    BAD_STATUSES,
+    Announce,
+    Entry,
+    Environment,
+    FeedMark,
+    FeedRef,
+    Fork,
+    Kind,
+    Project,
+    Result,
+    Status,
+    Withdraw,
+)
+from ponyswarm.policy import ProjectState, advance, refusal
+
+SCHEMA_VERSION = 1
+
+# Feeds one author may open in one project: a fresh nonce is meant for accidents.
+MAX_FEEDS_PER_AUTHOR = 32
+
+# What one author may make others keep in one project. A feed is then a valid prefix.
+MAX_BYTES_PER_FEED = 64 << 20
+
+FORKED = b"forked\0\0"
+
+
+def connect(path: Path, *, synchronous: str) -> sqlite3.Connection:
+    """A connection with this project's settings; `LocalError` when the file is no database."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA synchronous = {synchronous}")
+    except sqlite3.DatabaseError as fault:
+        db.close()
+        raise LocalError(
+            f"{path} cannot be opened as a database ({fault}): if it is damaged, move it "
+            "away; peers give the ledger back"
+        ) from fault
+    return db
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing; a full disk or an I/O fault becomes `InfraError` after the rollback."""
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+    except sqlite3.OperationalError as fault:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise InfraError(
+            f"the ledger could not be written ({fault}): free some disk space; nothing was lost"
+        ) from fault
+
+
+class Store:
+    """The ledger of one home, opened for writing."""
+
+    def __init__(self, path: Path, *, budget: int | None = None) -> None:
+        """``budget`` bounds the database in bytes; above it only maintainers are heard."""
+        self._budget = budget
+        self._db = connect(path, synchronous="NORMAL")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise LocalError(
+                f"{path} was written by a later PonySwarm (schema {version}): update this one"
+            )
+        schema = resources.files("ponyswarm.ledger").joinpath("schema.sql").read_text("utf-8")
+        self._db.executescript(schema)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._page_size: int = self._db.execute("PRAGMA page_size").fetchone()[0]
+        self._authors: dict[bytes, int] = {}
+        self._states: dict[bytes, ProjectState | None] = {}
+        self._seen_version = -1
+
+    def close(self) -> None:
+        self._db.close()
+
+    # --- writing --------------------------------------------------------------------
+
+    def append(self, entry: Entry, now: int) -> Judgement:
+        """Judge one authentic entry and keep it if it is the next of its feed."""
+        return self.append_all([entry], now)[0]
+
+    def append_all(self, entries: Sequence[Entry], now: int) -> list[Judgement]:
+        """`append` for several in one transaction; each is judged on its own.
+
+        Raises `InfraError` (and keeps none of them) when the disk does not take them.
+        """
+        try:
+            with transaction(self._db):
+                return [self._append(entry, now) for entry in entries]
+        except BaseException:
+            self._authors.clear()
+            self._states.clear()
+            raise
+
+    def _append(self, entry: Entry, now: int) -> Judgement:
+        ref = entry.feed
+        project = entry.namespace
+        row = self._db.execute(
+            "SELECT feed, height, head, head_time FROM feed JOIN author USING (author)"
+            " WHERE project = ? AND key = ? AND nonce = ? AND genesis = ?",
+            (project, ref.author, ref.nonce, ref.genesis),
+        ).fetchone()
+        head = None if row is None else Head(row[1] - 1, row[2], row[3])
+        held = None
+        if row is not None and entry.header.seq < row[1]:
+            held = self._db.execute(
+                "SELECT id FROM entry WHERE feed = ? AND seq = ?", (row[0], entry.header.seq)
+            ).fetchone()[0]
+        judgement = judge(entry, head, held, now)
+        match judgement:
+            case Accept():
+                return self._accept(entry, project, None if row is None else row[0])
+            case Forked(seq):
+                other = self._db.execute(
+                    "SELECT frame FROM entry WHERE feed = ? AND seq = ?", (row[0], seq)
+                ).fetchone()[0]
+                self._keep_evidence(project, _half(decode_frame(other)), _half(entry))
+                return judgement
+            case Duplicate() | Gap() | Diverges() | Early() | Refused():
+                return judgement
+
+    def _accept(self, entry: Entry, project: bytes, feed: int | None) -> Judgement:
+        try:
+            payload = decode_payload(entry)
+            job_cells = cells(payload.spec) if isinstance(payload, Announce) else ()
+            evidence = _evidence(payload, entry) if isinstance(payload, Fork) else None
+        except PeerError as fault:
+            return Refused(fault.reason)
+        state = self.state(project)
+        reason = refusal(state, entry, payload)
+        if reason is not None:
+            return Refused(reason)
+        if self._is_full() and not (
+            state is None or state.may_announce(entry.header.author, entry.header.time)
+        ):
+            return Refused("ledger-full")
+        author = self._author(entry.header.author)
+        if feed is None:
+            opened = self._db.execute(
+                "SELECT count(*) FROM feed WHERE project = ? AND author = ?", (project, author)
+            ).fetchone()[0]
+            if opened >= MAX_FEEDS_PER_AUTHOR:
+                return Refused("too-many-feeds")
+            feed = self._open_feed(entry, project, author)
+        header = entry.header
+        updated = self._db.execute(
+            "UPDATE feed SET height = ?, head = ?, head_time = ?, bytes = bytes + ?"
+            " WHERE feed = ? AND bytes <= ?",
+            (header.seq + 1, entry.id, header.time, len(entry.frame), feed, MAX_BYTES_PER_FEED),
+        ).rowcount
+        if not updated:
+            return Refused("feed-too-large")
+        arrival = self._db.execute(
+            "INSERT INTO entry (feed, seq, kind, time, prefix, id, frame)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                feed,
+                header.seq,
+                header.kind,
+                header.time,
+                id_prefix(entry.id),
+                entry.id,
+                entry.frame,
+            ),
+        ).lastrowid
+        self._states[project] = advance(state, entry, payload)
+        match payload:
+            case Project():
+                self._db.execute(
+                    "INSERT OR REPLACE INTO project VALUES (?, ?, ?, ?)",
+                    (project, payload.name, payload.url, header.time),
+                )
+            case Announce():
+                self._keep_job(entry, payload, author)
+                self._db.executemany(
+                    "INSERT OR IGNORE INTO cell VALUES (?, ?, ?, ?, ?, ?)",
+                    [
+                        (
+                            entry.id,
+                            cell_id(entry.id, cell),
+                            position,
+                            cell.python,
+                            " ".join(cell.services),
+                            " ".join(f"{name}={value}" for name, value in cell.factors),
+                        )
+                        for position, cell in enumerate(job_cells)
+                    ],
+                )
+            case Withdraw():
+                self._db.execute(
+                    "INSERT OR IGNORE INTO withdrawal VALUES (?, ?, ?)",
+                    (project, payload.job, payload.reason),
+                )
+            case Result():
+                self._keep_result(payload, author, arrival)
+            case Fork():
+                if evidence is not None:
+                    self._keep_evidence(project, *evidence)
+            case _:
+                pass
+        return Accept()
+
+    def _is_full(self) -> bool:
+        if self._budget is None:
+            return False
+        pages = self._db.execute("PRAGMA page_count").fetchone()[0]
+        return bool(pages * self._page_size > self._budget)
+
+    def _author(self, key: bytes) -> int:
+        if key not in self._authors:
+            self._db.execute(
+                "INSERT OR IGNORE INTO author (key, peer_id) VALUES (?, ?)", (key, peer_id(key))
+            )
+            self._authors[key] = self._db.execute(
+                "SELECT author FROM author WHERE key = ?", (key,)
+            ).fetchone()[0]
+        return self._authors[key]
+
+    def _open_feed(self, entry: Entry, project: bytes, author: int) -> int:
+        forked = self._db.execute(
+            "SELECT min(seq) FROM fork_evidence WHERE project = ? AND author = ? AND nonce = ?",
+            (project, entry.header.author, entry.header.nonce),
+        ).fetchone()[0]
+        feed = self._db.execute(
+            "INSERT INTO feed (author, project, genesis, nonce, height, bytes, head, head_time,"
+            " forked_at) VALUES (?, ?, ?, ?, 0, 0, ?, 0, ?)",
+            (author, project, entry.is_genesis, entry.header.nonce, bytes(32), forked),
+        ).lastrowid
+        if feed is None:
+            raise InfraError("the ledger did not keep a new feed")
+        return feed
+
+    def _keep_job(self, entry: Entry, announce: Announce, author: int) -> None:
+        self._db.execute(
+            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                entry.id,
+                entry.namespace,
+                author,
+                announce.title,
+                announce.commit,
+                announce.source,
+                entry.header.time,
+                announce.expires,
+                announce.spec.redundancy,
+            ),
+        )
+
+    def _keep_result(self, result: Result, author: int, arrival: int | None) -> None:
+        counts = result.counts
+        self._db.execute(
+            "INSERT OR IGNORE INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                result.job,
+                result.cell,
+                author,
+                arrival,
+                result.state,
+                result.reason,
+                counts.get(Status.PASSED, 0),
+                sum(counts.get(status, 0) for status in BAD_STATUSES),
+                counts.get(Status.SKIPPED, 0),
+                sum(counts.values()),
+                result.digest,
+                describe(result.environment),
+                comparable(result.environment),
+                result.seconds,
+            ),
+        )
+
+    def _keep_evidence(self, project: bytes, first: SignedHeader, second: SignedHeader) -> None:
+        # The halves are ordered by id, so that every node keeps the same row.
+        low, high = sorted((first, second), key=lambda half: half.id)
+        header = low.header
+        self._db.execute(
+            "INSERT OR IGNORE INTO fork_evidence VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                header.author,
+                project,
+                header.nonce,
+                header.seq,
+                low.raw,
+                low.signature,
+                high.raw,
+                high.signature,
+            ),
+        )
+        self._db.execute(
+            "UPDATE feed SET forked_at = min(ifnull(forked_at, ?), ?) WHERE project = ?"
+            " AND nonce = ? AND author = (SELECT author FROM author WHERE key = ?)",
+            (header.seq, header.seq, project, header.nonce, header.author),
+        )
+
+    # --- reading what the node needs ------------------------------------------------------
+
+    def state(self, project: bytes) -> ProjectState | None:
+        """The project's rights as its entries here give them; None when it is unknown."""
+        version = self._db.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._seen_version:
+            # Another process of this home (a command) wrote meanwhile.
+            self._states.clear()
+            self._seen_version = version
+        if project not in self._states:
+            state: ProjectState | None = None
+            for (frame,) in self._db.execute(
+                "SELECT frame FROM entry JOIN feed USING (feed)"
+                " WHERE project = ? AND kind IN (?, ?, ?) ORDER BY arrival",
+                (project, Kind.PROJECT, Kind.VOUCH, Kind.REVOKE),
+            ):
+                entry = decode_frame(frame)
+                state = advance(state, entry, decode_payload(entry))
+            self._states[project] = state
+        return self._states[project]
+
+    def holds(self, id_: bytes) -> bool:
+        return self.entry(id_) is not None
+
+    def entry(self, id_: bytes) -> Entry | None:
+        """The entry of this id, if it is held."""
+        for (frame,) in self._db.execute(
+            "SELECT frame FROM entry WHERE prefix = ? AND id = ?", (id_prefix(id_), id_)
+        ):
+            return decode_frame(frame)
+        return None
+
+    def frontier(self, project: bytes) -> dict[FeedRef, FeedMark]:
+        """How far each feed of a project goes here. A forked one is the same for everybody."""
+        rows = self._db.execute(
+            "SELECT key, nonce, genesis, height, head, forked_at FROM feed"
+            " JOIN author USING (author) WHERE project = ?",
+            (project,),
+        )
+        return {
+            FeedRef(key, nonce, bool(genesis)): FeedMark(height, head[:8])
+            if forked_at is None
+            else FeedMark(min(height, forked_at), FORKED)
+            for key, nonce, genesis, height, head, forked_at in rows
+        }
+
+    def segment(self, project: bytes, ref: FeedRef, start: int, most: int) -> list[bytes]:
+        """Frames of a feed from seq ``start`` on, as many as fit in ``most`` bytes."""
+        frames: list[bytes] = []
+        size = 0
+        for (frame,) in self._db.execute(
+            "SELECT frame FROM entry WHERE feed = (SELECT feed FROM feed JOIN author USING"
+            " (author) WHERE project = ? AND key = ? AND nonce = ? AND genesis = ?)"
+            " AND seq >= ? ORDER BY seq",
+            (project, ref.author, ref.nonce, ref.genesis, start),
+        ):
+            size += len(frame)
+            if size > most:
+                break
+            frames.append(frame)
+        return frames
+
+    def entries(self, project: bytes, kinds: Sequence[Kind]) -> list[Entry]:
+        """All entries of some kinds in a project, in order of arrival."""
+        rows = self._db.execute(
+            "SELECT frame FROM entry JOIN feed USING (feed)"
+            " WHERE project = ? AND kind IN (SELECT value FROM json_each(?)) ORDER BY arrival",
+            (project, json.dumps(list(kinds))),
+        )
+        return [decode_frame(frame) for (frame,) in rows]
+
+    def evidence(self, project: bytes, author: bytes) -> Fork | None:
+        """The proof that an author forked a feed of this project, for a `fork` entry."""
+        row = self._db.execute(
+            "SELECT first, first_signature, second, second_signature FROM fork_evidence"
+            " WHERE project = ? AND author = ? ORDER BY seq LIMIT 1",
+            (project, author),
+        ).fetchone()
+        if row is None:
+            return None
+        return Fork(first=row[0], first_signature=row[1], second=row[2], second_signature=row[3])
+
+
+def id_prefix(id_: bytes) -> int:
+    """The first 8 bytes of an id as SQLite's signed integer."""
+    return int.from_bytes(id_[:8], "big", signed=True)
+
+
+def describe(environment: Environment | None) -> str:
+    """An environment in one short line for people."""
+    if environment is None:
+        return ""
+    services = "".join(f" {name} {v}" for name, v in sorted(environment.services.items()))
+    return (
+        f"{environment.implementation} {environment.version}"
+        f" {environment.system} {environment.machine}{services}"
+    )
+
+
+def _half(entry: Entry) -> SignedHeader:
+    return SignedHeader(entry.header, entry.id, entry.frame[:160], entry.signature)
+
+
+def _evidence(fork: Fork, entry: Entry) -> tuple[SignedHeader, SignedHeader]:
+    """The two halves of a `fork` entry; `PeerError` ("bad-fork") unless they prove one."""
+    first = decode_signed_header(fork.first, fork.first_signature)
+    second = decode_signed_header(fork.second, fork.second_signature)
+    places = {(h.author, h.project, h.nonce, h.seq) for h in (first.header, second.header)}
+    if len(places) != 1 or first.id == second.id:
+        raise PeerError("bad-fork", "the two headers are not two histories of one place")
+    if first.header.project != entry.header.project:
+        raise PeerError("bad-fork", "it is about another project")
+    return first, second

@@ -1,0 +1,624 @@
+"""What a node does about what it hears: sans-IO, (event, now) in, effects out.
+
+The state here is small and can be lost: offers, leases, the open jobs and their results.
+Offers and leases come by gossip and expire; jobs and results are fed from the ledger, at
+start and as entries are admitted. Nothing here reads a clock, a socket or a file: every
+method takes ``now`` in milliseconds and returns `effects` for `node` to perform. The
+tests in ``tests/sim`` run many of these against each other on a virtual clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from ponyswarm.codec import cell_id, comparable, encode_gossip
+from ponyswarm.matrix import cells, matches
+from ponyswarm.messages import (
+    Announce,
+    Blob,
+    Cell,
+    Claim,
+    Entry,
+    Ephemeral,
+    Interpreter,
+    Offer,
+    Payload,
+    Result,
+    Withdraw,
+)
+from ponyswarm.p2p.effects import (
+    Admit,
+    Effect,
+    Fetch,
+    Heard,
+    Penalise,
+    Publish,
+    Pull,
+    Run,
+    Stop,
+    Subscribe,
+    Unsubscribe,
+)
+from ponyswarm.p2p.scheduling import (
+    LEASE_MS,
+    OFFER_EVERY_MS,
+    OFFER_MS,
+    RENEW_MS,
+    SETTLE_MS,
+    CellState,
+    Done,
+    choose,
+    renewals,
+    should_yield,
+    still_wanted,
+    unexpired,
+)
+
+DIRECTORY = "/ponyswarm/1/directory"
+_PROJECT_TOPIC = "/ponyswarm/1/p/"
+
+PULL_EVERY_MS = 60_000
+DIRECTORY_EVERY_MS = 600_000
+# A change of our offer is told at once, but not more often than this.
+OFFER_PAUSE_MS = 500
+# How long gossipsub takes to graft a new peer into its meshes: a heartbeat and a half.
+MESH_MS = 1_500
+# No lease or offer of a peer is believed for longer, whatever it says.
+LONGEST_LEASE_MS = 360_000
+LONGEST_OFFER_MS = 600_000
+MAX_OFFERS = 2_000
+MAX_LEASES_PER_CELL = 64
+# After this node could not even start a cell (no source, disk full), it lets others try.
+GIVE_UP_MS = 60_000
+
+
+def project_topic(project: bytes) -> str:
+    return _PROJECT_TOPIC + project.hex()
+
+
+def topic_project(topic: str) -> bytes | None:
+    """The project of a project topic; None for the directory and foreign topics."""
+    if not topic.startswith(_PROJECT_TOPIC):
+        return None
+    try:
+        project = bytes.fromhex(topic[len(_PROJECT_TOPIC) :])
+    except ValueError:
+        return None
+    return project if len(project) == 32 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What this machine can run: its offer without the moment."""
+
+    interpreters: tuple[Interpreter, ...]
+    services: tuple[str, ...]
+    system: str
+    machine: str
+    slots: int
+
+
+@dataclass(slots=True)
+class _Job:
+    project: bytes
+    announce: Announce
+    time: int
+    cells: dict[bytes, CellState]
+    points: dict[bytes, Cell]
+    withdrawn: bool = False
+
+
+@dataclass(slots=True)
+class _Project:
+    trusted: bool
+    genesis: Entry | None = None
+    offers: dict[bytes, Offer] = field(default_factory=dict)
+    offer_due: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Mine:
+    """A cell this node is at: claimed and settling, or running."""
+
+    job: bytes
+    project: bytes
+    until: int
+    starts: int | None
+
+
+def fits(cell: CellState, offer: Offer) -> bool:
+    """Whether an offer can run a cell."""
+    if not set(cell.services) <= set(offer.services):
+        return False
+    return any(
+        matches(cell.python, i.implementation, i.version, i.free_threaded)
+        for i in offer.interpreters
+    )
+
+
+class Protocol:
+    """One node's decisions. ``capacity`` is None for a node that only reads and serves."""
+
+    def __init__(self, me: bytes, capacity: Capacity | None, chance: random.Random) -> None:
+        self.me = me
+        self._capacity = capacity
+        self._chance = chance
+        self._peers: dict[bytes, int] = {}
+        self._projects: dict[bytes, _Project] = {}
+        self._jobs: dict[bytes, _Job] = {}
+        self._orphans: dict[bytes, list[tuple[bytes, bytes, Done]]] = {}
+        self._withdrawn: set[bytes] = set()
+        self._mine: dict[bytes, Mine] = {}
+        self._blocked: dict[bytes, int] = {}
+        self._pulled: dict[tuple[bytes, bytes], int] = {}
+        self._directory_at = 0
+        self._offer_at = 0
+        self._retell_at: int | None = None
+        self._choose_at: int | None = None
+        self.paused = False
+
+    # --- what the node asks about -----------------------------------------------------
+
+    @property
+    def mine(self) -> Mapping[bytes, Mine]:
+        """Cells this node has claimed or runs, by cell id."""
+        return self._mine
+
+    @property
+    def followed(self) -> frozenset[bytes]:
+        return frozenset(self._projects)
+
+    def is_trusted(self, project: bytes) -> bool:
+        return project in self._projects and self._projects[project].trusted
+
+    def offers(self, project: bytes, now: int) -> dict[bytes, Offer]:
+        """The live offers of a project's volunteers."""
+        found = self._projects.get(project)
+        return {} if found is None else unexpired(found.offers, now)
+
+    def job(self, id_: bytes) -> tuple[bytes, Announce] | None:
+        """(project, announcement) of an open job."""
+        job = self._jobs.get(id_)
+        return None if job is None else (job.project, job.announce)
+
+    def cell(self, job: bytes, cell: bytes) -> Cell | None:
+        found = self._jobs.get(job)
+        return None if found is None else found.points.get(cell)
+
+    def why_idle(self, now: int) -> dict[bytes, str]:
+        """For each open job that this node does not serve: why, in words for its owner."""
+        reasons: dict[bytes, str] = {}
+        for id_, job in self._jobs.items():
+            if any(still_wanted(cell) for cell in job.cells.values()):
+                reason = self._why_not(job, now)
+                if reason is not None:
+                    reasons[id_] = reason
+        return reasons
+
+    def _why_not(self, job: _Job, now: int) -> str | None:
+        if not self.is_trusted(job.project):
+            return (
+                "its project is not trusted here: "
+                f"'ponyswarm trust add {job.project.hex()}' would change that"
+            )
+        if job.withdrawn:
+            return "its maintainer withdrew it"
+        if job.announce.expires <= now:
+            return "it has expired"
+        offer = self._offer(now)
+        if offer is None:
+            return "this node runs no jobs"
+        if self.paused:
+            return "this node is paused"
+        missing = [cell for cell in job.cells.values() if not fits(cell, offer)]
+        if len(missing) == len(job.cells):
+            wants = ", ".join(sorted({cell.python for cell in missing}))
+            return f"no interpreter or service here fits its cells ({wants})"
+        return None
+
+    # --- projects ------------------------------------------------------------------------
+
+    def follow(
+        self, project: bytes, *, trusted: bool, genesis: Entry | None, now: int
+    ) -> list[Effect]:
+        """Replicate a project from now on; with ``trusted``, also run its jobs."""
+        known = self._projects.get(project)
+        if known is not None:
+            known.trusted, known.offer_due = trusted, True
+            self._choose_at = now
+            effects: list[Effect] = []
+            if not trusted:
+                effects += self._drop_runs(project, "its project is trusted no more")
+            else:
+                effects += self._fetch_sources(project)
+            return effects
+        self._projects[project] = _Project(trusted, genesis)
+        self._choose_at = now
+        return [
+            Subscribe(project_topic(project)),
+            *(effect for peer in self._peers for effect in self._pull(peer, project, now)),
+        ]
+
+    def unfollow(self, project: bytes) -> list[Effect]:
+        """Replicate a project no more, and stop what runs of it."""
+        if self._projects.pop(project, None) is None:
+            return []
+        effects = self._drop_runs(project, "its project is followed no more")
+        for id_ in [id_ for id_, job in self._jobs.items() if job.project == project]:
+            del self._jobs[id_]
+        return [*effects, Unsubscribe(project_topic(project))]
+
+    def _drop_runs(self, project: bytes, why: str) -> list[Effect]:
+        return [Stop(cell, why) for cell, mine in self._mine.items() if mine.project == project]
+
+    def _fetch_sources(self, project: bytes) -> list[Effect]:
+        effects: list[Effect] = []
+        for job in self._jobs.values():
+            if job.project == project and not job.withdrawn:
+                effects += _source_blobs(job.announce, ())
+        return effects
+
+    # --- peers ---------------------------------------------------------------------------
+
+    def connected(self, peer: bytes, now: int) -> list[Effect]:
+        self._peers[peer] = now + self._jittered(PULL_EVERY_MS)
+        # The newcomer hears gossip only when it is in the mesh: tell it then what stands.
+        self._retell_at = now + MESH_MS
+        self._directory_at = min(self._directory_at, now + self._jittered(3_000))
+        return [effect for project in self._projects for effect in self._pull(peer, project, now)]
+
+    def disconnected(self, peer: bytes, now: int) -> list[Effect]:
+        self._peers.pop(peer, None)
+        for key in [key for key in self._pulled if key[0] == peer]:
+            del self._pulled[key]
+        return []
+
+    def _pull(self, peer: bytes, project: bytes, now: int) -> list[Effect]:
+        # A peer that makes us see gaps on purpose must not keep us pulling without pause.
+        last = self._pulled.get((peer, project))
+        if last is not None and now - last < 1_000:
+            return []
+        self._pulled[peer, project] = now
+        return [Pull(peer, project)]
+
+    def _jittered(self, period: int) -> int:
+        return int(period * self._chance.uniform(0.75, 1.25))
+
+    # --- gossip --------------------------------------------------------------------------
+
+    def gossip(
+        self,
+        project: bytes | None,
+        origin: bytes,
+        forwarder: bytes,
+        message: Entry | Ephemeral,
+        now: int,
+    ) -> list[Effect]:
+        """A decoded, authentic gossip message on a project's topic, or the directory's (None)."""
+        if project is None:
+            if isinstance(message, Entry) and message.is_genesis:
+                return [Heard(message)]
+            return [Penalise(forwarder, "bad-directory")]
+        known = self._projects.get(project)
+        if known is None:
+            return []
+        match message:
+            case Entry():
+                if message.namespace != project:
+                    return [Penalise(forwarder, "wrong-topic")]
+                return [Admit(message, forwarder)]
+            case Offer():
+                if origin not in known.offers and len(known.offers) >= MAX_OFFERS:
+                    known.offers = unexpired(known.offers, now)
+                    if len(known.offers) >= MAX_OFFERS:
+                        return []
+                until = min(message.until, now + LONGEST_OFFER_MS)
+                known.offers[origin] = replace(message, until=until)
+                self._choose_at = now
+                return []
+            case Claim():
+                return self._claimed(project, origin, message, now)
+
+    def _claimed(self, project: bytes, origin: bytes, claim: Claim, now: int) -> list[Effect]:
+        job = self._jobs.get(claim.job)
+        cell = None if job is None or job.project != project else job.cells.get(claim.cell)
+        if job is None or cell is None:
+            return []
+        leases = {key: until for key, until in cell.leases.items() if until > now}
+        if claim.until > now:
+            if origin not in leases and len(leases) >= MAX_LEASES_PER_CELL:
+                return []
+            leases[origin] = min(claim.until, now + LONGEST_LEASE_MS)
+            job.cells[cell.id] = replace(cell, leases=leases)
+        else:
+            leases.pop(origin, None)
+            job.cells[cell.id] = replace(cell, leases=leases, vacant_since=now)
+        self._choose_at = now
+        return []
+
+    # --- the ledger ----------------------------------------------------------------------
+
+    def gap(self, entry: Entry, peer: bytes, now: int) -> list[Effect]:
+        """An entry came whose predecessors are missing: its giver should have them."""
+        if peer not in self._peers:
+            return []
+        return self._pull(peer, entry.namespace, now)
+
+    def admitted(
+        self, entry: Entry, payload: Payload | None, now: int, *, peer: bytes | None, own: bool
+    ) -> list[Effect]:
+        """The ledger took an entry (or holds it, at start). Own new ones are gossiped."""
+        project = entry.namespace
+        known = self._projects.get(project)
+        if known is None:
+            return []
+        effects: list[Effect] = []
+        if entry.is_genesis:
+            known.genesis = entry
+            self._directory_at = min(self._directory_at, now)
+        if own:
+            effects.append(Publish(project_topic(project), encode_gossip(entry)))
+        givers = () if peer is None else (peer,)
+        match payload:
+            case Announce() if entry.id not in self._jobs:
+                effects += self._announced(entry, payload, givers, known.trusted, now)
+            case Withdraw():
+                self._withdrawn.add(payload.job)
+                job = self._jobs.get(payload.job)
+                if job is not None and job.project == project:
+                    job.withdrawn = True
+                    effects += [
+                        Stop(cell, "its maintainer withdrew the job")
+                        for cell, mine in self._mine.items()
+                        if mine.job == payload.job
+                    ]
+            case Result():
+                effects += self._resulted(entry, payload, project, givers, now)
+            case _:
+                pass
+        return effects
+
+    def _announced(
+        self,
+        entry: Entry,
+        announce: Announce,
+        givers: tuple[bytes, ...],
+        trusted: bool,
+        now: int,
+    ) -> list[Effect]:
+        if announce.expires <= now:
+            return []
+        points = {cell_id(entry.id, cell): cell for cell in cells(announce.spec)}
+        states = {
+            id_: CellState(
+                id=id_,
+                job=entry.id,
+                python=cell.python,
+                services=cell.services,
+                wanted=announce.spec.redundancy,
+                vacant_since=now,
+                order=entry.header.time,
+            )
+            for id_, cell in points.items()
+        }
+        job = _Job(
+            entry.namespace,
+            announce,
+            entry.header.time,
+            states,
+            points,
+            withdrawn=entry.id in self._withdrawn,
+        )
+        self._jobs[entry.id] = job
+        for cell, project, done in self._orphans.pop(entry.id, ()):
+            if project == job.project and cell in states:
+                self._keep_done(job, cell, done, now)
+        self._choose_at = now
+        if not trusted or job.withdrawn:
+            return []
+        return list(_source_blobs(announce, givers))
+
+    def _resulted(
+        self, entry: Entry, result: Result, project: bytes, givers: tuple[bytes, ...], now: int
+    ) -> list[Effect]:
+        done = Done(
+            entry.header.author,
+            result.state == "completed",
+            comparable(result.environment),
+            result.digest,
+        )
+        job = self._jobs.get(result.job)
+        if job is not None and job.project == project and result.cell in job.cells:
+            self._keep_done(job, result.cell, done, now)
+        elif job is None and len(self._orphans) < 10_000:
+            # A result can arrive before its job: they are of different feeds.
+            waiting = self._orphans.setdefault(result.job, [])
+            if len(waiting) < 10_000:
+                waiting.append((result.cell, project, done))
+        effects: list[Effect] = []
+        if entry.header.author != self.me:
+            if result.tests is not None:
+                effects.append(Fetch(result.tests, (entry.header.author, *givers)))
+            if result.log is not None and (result.state == "broken" or result.bad):
+                effects.append(Fetch(result.log, (entry.header.author, *givers)))
+        return effects
+
+    def _keep_done(self, job: _Job, cell_key: bytes, done: Done, now: int) -> None:
+        cell = job.cells[cell_key]
+        leases = {key: until for key, until in cell.leases.items() if key != done.author}
+        job.cells[cell_key] = replace(
+            cell, done=(*cell.done, done), leases=leases, vacant_since=now
+        )
+        self._choose_at = now
+
+    # --- runs of this node -----------------------------------------------------------------
+
+    def finished(self, cell: bytes, now: int, *, published: bool) -> list[Effect]:
+        """A run of ours ended. Without a published result, the claim is given back."""
+        mine = self._mine.pop(cell, None)
+        if mine is None:
+            return []
+        self._touch_offers()
+        self._choose_at = now
+        if published:
+            return []
+        self._blocked[cell] = now + GIVE_UP_MS
+        return self._set_lease(mine.job, cell, 0, now)
+
+    def _set_lease(self, job_id: bytes, cell_key: bytes, until: int, now: int) -> list[Effect]:
+        job = self._jobs.get(job_id)
+        if job is None:
+            return []
+        claim = Claim(job=job_id, cell=cell_key, until=until)
+        self._claimed(job.project, self.me, claim, now)
+        return [Publish(project_topic(job.project), encode_gossip(claim))]
+
+    def _touch_offers(self) -> None:
+        for project in self._projects.values():
+            project.offer_due = True
+
+    def _offer(self, now: int) -> Offer | None:
+        capacity = self._capacity
+        if capacity is None:
+            return None
+        return Offer(
+            interpreters=capacity.interpreters,
+            services=capacity.services,
+            system=capacity.system,
+            machine=capacity.machine,
+            slots=0 if self.paused else max(0, capacity.slots - len(self._mine)),
+            until=now + OFFER_MS,
+        )
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def tick(self, now: int) -> list[Effect]:
+        """Everything that is due. Call it after events and at least once a second."""
+        if self._retell_at is not None and self._retell_at <= now:
+            self._retell_at = None
+            self._touch_offers()
+            soon = now + LEASE_MS - RENEW_MS
+            self._mine = {c: replace(m, until=min(m.until, soon)) for c, m in self._mine.items()}
+        effects = self._settle(now)
+        if self._choose_at is not None and self._choose_at <= now:
+            effects += self._choose(now)
+        effects += self._renew(now)
+        effects += self._tell_offers(now)
+        effects += self._tell_directory(now)
+        effects += self._pull_due(now)
+        return effects
+
+    def _choose(self, now: int) -> list[Effect]:
+        self._choose_at = None
+        if self._capacity is None or self.paused:
+            return []
+        effects: list[Effect] = []
+        for project_id, project in self._projects.items():
+            own = self._offer(now)
+            if not project.trusted or own is None:
+                continue
+            offers = {**unexpired(project.offers, now), self.me: own}
+            open_cells = [
+                cell
+                for job in self._jobs.values()
+                if job.project == project_id and not job.withdrawn and job.announce.expires > now
+                for cell in job.cells.values()
+                if cell.id not in self._mine and self._blocked.get(cell.id, 0) <= now
+            ]
+            chosen, later = choose(open_cells, self.me, offers, fits, free=own.slots, now=now)
+            for cell in chosen:
+                until = now + LEASE_MS
+                self._mine[cell.id] = Mine(cell.job, project_id, until, now + SETTLE_MS)
+                effects += self._set_lease(cell.job, cell.id, until, now)
+                self._touch_offers()
+            waits = [at for at in (later, self._next_expiry(open_cells, now)) if at is not None]
+            waits += [at for at in self._blocked.values() if at > now]
+            if waits:
+                soonest = min(waits)
+                if self._choose_at is None or soonest < self._choose_at:
+                    self._choose_at = soonest
+        self._blocked = {cell: at for cell, at in self._blocked.items() if at > now}
+        return effects
+
+    @staticmethod
+    def _next_expiry(open_cells: Iterable[CellState], now: int) -> int | None:
+        ends = [until for cell in open_cells for until in cell.leases.values() if until > now]
+        return min(ends) + 1 if ends else None
+
+    def _settle(self, now: int) -> list[Effect]:
+        effects: list[Effect] = []
+        for cell_key, mine in list(self._mine.items()):
+            if mine.starts is None or mine.starts > now:
+                continue
+            job = self._jobs.get(mine.job)
+            cell = None if job is None else job.cells.get(cell_key)
+            gone = job is None or job.withdrawn or not self.is_trusted(job.project)
+            if gone or cell is None or should_yield(cell, self.me, now):
+                effects += self._release(cell_key, mine, now)
+            else:
+                self._mine[cell_key] = replace(mine, starts=None)
+                effects.append(Run(mine.job, cell_key))
+        return effects
+
+    def _release(self, cell_key: bytes, mine: Mine, now: int) -> list[Effect]:
+        del self._mine[cell_key]
+        self._touch_offers()
+        return self._set_lease(mine.job, cell_key, 0, now)
+
+    def _renew(self, now: int) -> list[Effect]:
+        effects: list[Effect] = []
+        for cell in renewals([(cell, mine.until) for cell, mine in self._mine.items()], now):
+            until = now + LEASE_MS
+            self._mine[cell] = replace(self._mine[cell], until=until)
+            effects += self._set_lease(self._mine[cell].job, cell, until, now)
+        return effects
+
+    def _tell_offers(self, now: int) -> list[Effect]:
+        if now < self._offer_at or self._capacity is None:
+            return []
+        effects: list[Effect] = []
+        for project_id, project in self._projects.items():
+            mine = project.offers.get(self.me)
+            stale = mine is None or mine.until - now <= OFFER_MS - OFFER_EVERY_MS
+            offer = self._offer(now)
+            if project.trusted and offer is not None and (project.offer_due or stale):
+                project.offer_due = False
+                project.offers[self.me] = offer
+                effects.append(Publish(project_topic(project_id), encode_gossip(offer)))
+        if effects:
+            self._offer_at = now + OFFER_PAUSE_MS
+        return effects
+
+    def _tell_directory(self, now: int) -> list[Effect]:
+        if now < self._directory_at or not self._peers:
+            return []
+        self._directory_at = now + self._jittered(DIRECTORY_EVERY_MS)
+        return [
+            Publish(DIRECTORY, encode_gossip(project.genesis))
+            for project in self._projects.values()
+            if project.genesis is not None
+        ]
+
+    def _pull_due(self, now: int) -> list[Effect]:
+        effects: list[Effect] = []
+        for peer, due in self._peers.items():
+            if due <= now:
+                self._peers[peer] = now + self._jittered(PULL_EVERY_MS)
+                for project in self._projects:
+                    effects += self._pull(peer, project, now)
+        return effects
+
+    def prune(self, now: int) -> None:
+        """Forget jobs that ended long ago; the ledger keeps them."""
+        for id_ in [i for i, job in self._jobs.items() if job.announce.expires <= now]:
+            if not any(mine.job == id_ for mine in self._mine.values()):
+                del self._jobs[id_]
+
+
+def _source_blobs(announce: Announce, givers: tuple[bytes, ...]) -> list[Fetch]:
+    wanted = [Fetch(Blob(hash=announce.source, size=announce.source_size), givers)]
+    if announce.locks is not None:
+        wanted.append(Fetch(Blob(hash=announce.locks, size=announce.locks_size), givers))
+    return wanted
