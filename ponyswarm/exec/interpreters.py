@@ -1,8 +1,52 @@
-"""Interpreters on this machine: what was found, and what satisfies a cell's ``python``."""
+"""Interpreters on this machine: found wherever tools put them, asked once what they are.
+
+Candidates come from findpython (PATH, pyenv, asdf, rye, uv, the Windows registry, macOS
+frameworks), from mise, and from the owner. A candidate that is a link, a shim or a
+virtualenv counts as the real executable behind it. Each real executable is run once,
+isolated, to say what it is; what cannot be used is kept with the reason. What satisfies
+a cell is `ponyswarm.matrix.matches`'s affair.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+
+from ponyswarm.errors import LocalError
+from ponyswarm.matrix import IMPLEMENTATIONS
+
+PROBE_SECONDS = 15
+PROBES_AT_ONCE = 8
+# Environments are made by a virtualenv that knows nothing older.
+OLDEST = Version("3.6")
+
+# Runs under any Python 3 with -I -S. ``base`` is the executable behind a virtualenv.
+_PROBE = """\
+import json, os, platform, sys
+free = not getattr(sys, "_is_gil_enabled", lambda: True)() or "free-threading" in sys.version
+base = getattr(sys, "_base_executable", None) or sys.executable
+home = getattr(sys, "base_prefix", sys.prefix)
+if home != sys.prefix and not os.path.exists(base):
+    base = sys.executable
+print(json.dumps({
+    "implementation": sys.implementation.name,
+    "version": platform.python_version(),
+    "prefix": home,
+    "executable": base,
+    "free_threaded": free,
+    "debug": hasattr(sys, "gettotalrefcount"),
+    "build": " ".join(sys.version.split()),
+}))
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,8 +54,9 @@ class Installed:
     """One interpreter of this machine.
 
     ``path`` is the real executable (symlinks and shims resolved), ``prefix`` its
-    ``sys.base_prefix``; ``implementation`` is ``cpython`` or ``pypy``; ``version``
-    the full language version, such as ``3.12.1``; ``build`` is ``sys.version``.
+    ``sys.base_prefix``; ``implementation`` is ``cpython``, ``pypy`` or ``graalpy``;
+    ``version`` the full language version, such as ``3.12.1``; ``build`` is
+    ``sys.version`` on one line.
     """
 
     path: str
@@ -20,3 +65,152 @@ class Installed:
     version: str
     free_threaded: bool = False
     build: str = ""
+
+    @property
+    def name(self) -> str:
+        """``cpython-3.13.0t``: a name that no other interpreter of a machine has."""
+        return f"{self.implementation}-{self.version}{'t' if self.free_threaded else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A candidate that cannot be used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What a search found, best first, and what it passed over."""
+
+    found: tuple[Installed, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
+def probe(path: Path) -> Installed:
+    """Run one interpreter to learn what it is. Raises `LocalError` when it cannot be used."""
+    return _ask(path)[0]
+
+
+def discover(extra: Iterable[Path] = ()) -> list[Installed]:
+    """The usable interpreters of this machine, best first, one of each kind."""
+    return list(survey(extra).found)
+
+
+def survey(extra: Iterable[Path] = (), *, search: bool = True) -> Survey:
+    """Probe ``extra`` and, if ``search``, all that this machine's tools know.
+
+    There is one result for each implementation, full version and ABI kind; of several,
+    the owner's comes first, then a tool's own build, then the system's, a debug build last.
+    """
+    named = list(extra)
+    real: dict[Path, Path] = {}
+    for path in chain(named, _candidates() if search else ()):
+        real.setdefault(_resolve(path), path)
+    best: dict[tuple[str, str, bool], tuple[tuple[bool, bool, int], Installed]] = {}
+    skipped: list[Skipped] = []
+    with ThreadPoolExecutor(PROBES_AT_ONCE) as pool:
+        answers = pool.map(_try, real)
+    for place, ((target, path), answer) in enumerate(zip(real.items(), answers, strict=True)):
+        if isinstance(answer, LocalError):
+            skipped.append(Skipped(path=str(path), reason=str(answer)))
+            continue
+        installed, debug = answer
+        rank = (path not in named, debug or _is_system(target), place)
+        kind = (installed.implementation, installed.version, installed.free_threaded)
+        if kind not in best or rank < best[kind][0]:
+            best[kind] = (rank, installed)
+    found = sorted((installed for _, installed in best.values()), key=lambda i: Version(i.version))
+    found.reverse()
+    found.sort(key=lambda i: (IMPLEMENTATIONS.index(i.implementation), i.free_threaded))
+    return Survey(found=tuple(found), skipped=tuple(skipped))
+
+
+def _candidates() -> Iterator[Path]:
+    # findpython would run each candidate several times to rank it; only its places count here.
+    from findpython.providers import ALL_PROVIDERS
+
+    names = sorted(ALL_PROVIDERS, key=lambda name: name == "path")  # A tool's own folders first.
+    for name in names:
+        provider = ALL_PROVIDERS[name].create()
+        for version in provider.find_pythons() if provider else ():
+            path: Path = version.executable
+            if not _is_shim(path):
+                yield path
+    mise = os.environ.get("MISE_DATA_DIR") or os.path.expanduser("~/.local/share/mise")
+    yield from Path(mise, "installs", "python").glob("*/bin/python3")
+    yield Path(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+def _is_shim(path: Path) -> bool:
+    """pyenv's, asdf's and mise's shims are scripts that stand for what those tools hold."""
+    if path.parent.name != "shims":
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return True
+
+
+def _is_system(path: Path) -> bool:
+    # Distributions take parts out of theirs (ensurepip, distutils), a tool's build is whole.
+    return path.is_relative_to("/usr") and not path.is_relative_to("/usr/local")
+
+
+def _resolve(path: Path) -> Path:
+    try:
+        return path.expanduser().resolve()
+    except (OSError, RuntimeError):  # A loop of links, or no such user.
+        return path.absolute()
+
+
+def _try(path: Path) -> tuple[Installed, bool] | LocalError:
+    try:
+        return _ask(path)
+    except LocalError as fault:
+        return fault
+
+
+def _ask(path: Path) -> tuple[Installed, bool]:
+    """(the interpreter, whether it is a debug build)."""
+    path = _resolve(path)
+    try:
+        done = subprocess.run(
+            [path, "-I", "-S", "-c", _PROBE],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as fault:
+        raise LocalError(f"{path} did not answer within {PROBE_SECONDS} seconds") from fault
+    except (OSError, ValueError) as fault:
+        raise LocalError(f"{path} cannot be run: {getattr(fault, 'strerror', fault)}") from fault
+    try:
+        facts = json.loads(done.stdout)
+        version = Version(facts["version"].rstrip("+"))  # "+": built from between two releases.
+        executable = _resolve(Path(facts["executable"]))
+        installed = Installed(
+            path=str(executable),
+            prefix=facts["prefix"],
+            implementation=facts["implementation"],
+            version=str(version),
+            free_threaded=facts["free_threaded"],
+            build=facts["build"],
+        )
+        debug = bool(facts["debug"])
+    except (ValueError, TypeError, KeyError, InvalidVersion) as fault:
+        complaint = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        if complaint and "Unknown option: -I" in complaint[0]:
+            raise LocalError(f"{path} is older than Python {OLDEST}") from fault
+        said = f": {complaint[-1][:200]}" if complaint else ""
+        raise LocalError(
+            f"{path} is not a Python that works (exit code {done.returncode}){said}"
+        ) from fault
+    if version < OLDEST:
+        raise LocalError(f"{path} is Python {version}, older than {OLDEST}")
+    if installed.implementation not in IMPLEMENTATIONS:
+        raise LocalError(f"{path} is {installed.implementation}, which no job can ask for")
+    return installed, debug
