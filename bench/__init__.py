@@ -1,0 +1,1 @@
+"""Benchmarks, each against a named peer or limit; see `docs/benchmarks.md`."""

@@ -1,0 +1,216 @@
+"""What a node costs when nothing happens: CPU and memory, beside a bare libp2p host.
+
+Each contender runs in a process of its own with four peers connected to it, which
+run in processes of their own too; after a settling time the contender's CPU time
+and resident memory are read from outside. To add a contender, give `CONTENDERS`
+the arguments of a process that prints its listening address as its first line.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+from bench.report import Row, main
+
+PEERS = 4
+TOPICS = ("/ponyswarm/1/directory", "/ponyswarm/1/p/bench")
+CPU_GOAL = 1.0  # percent of one core
+RSS_GOAL = 120.0  # megabytes
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    cpu: float  # percent of one core
+    rss: float  # megabytes
+
+
+def cost_of(pid: int, seconds: float) -> Cost:
+    """The CPU share and peak resident memory of a process and its children, over a time."""
+    root = psutil.Process(pid)
+
+    def family() -> list[psutil.Process]:
+        return [root, *root.children(recursive=True)]
+
+    def cpu() -> float:
+        spent = 0.0
+        for process in family():
+            times = process.cpu_times()
+            spent += times.user + times.system
+        return spent
+
+    before, start = cpu(), time.monotonic()
+    memory = []
+    while time.monotonic() - start < seconds:
+        time.sleep(min(1.0, seconds))
+        memory.append(sum(process.memory_info().rss for process in family()) / 1e6)
+    return Cost(100 * (cpu() - before) / (time.monotonic() - start), statistics.median(memory))
+
+
+@contextmanager
+def process(arguments: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """A process, its pid and the first line it prints; killed on leaving."""
+    running = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    try:
+        assert running.stdout is not None
+        line = running.stdout.readline().strip()
+        if not line:
+            raise RuntimeError(f"{' '.join(arguments)} printed nothing")
+        yield running.pid, line
+    finally:
+        running.kill()
+        running.wait()
+        if running.stdout is not None:
+            running.stdout.close()
+
+
+def _role(role: str, *rest: str) -> list[str]:
+    return [sys.executable, "-m", "bench.idle", "--role", role, *rest]
+
+
+CONTENDERS = {
+    "bare py-libp2p host": (_role("bare"), "bare-peer"),
+    "open_network": (_role("network"), "peer"),
+}
+
+
+def measure_contender(arguments: Sequence[str], peer_role: str, seconds: float) -> Cost:
+    with ExitStack() as stack:
+        pid, address = stack.enter_context(process(arguments))
+        for _ in range(PEERS):
+            stack.enter_context(process(_role(peer_role, address)))
+        time.sleep(3)
+        return cost_of(pid, seconds)
+
+
+def measure(quick: bool) -> list[Row]:
+    seconds = 14.0 if quick else 60.0
+    costs = {
+        name: measure_contender(arguments, peer, seconds)
+        for name, (arguments, peer) in CONTENDERS.items()
+    }
+    bare = costs.pop("bare py-libp2p host")
+    rows = []
+    for name, cost in costs.items():
+        rows += [
+            Row(
+                f"{name}, idle with {PEERS} peers: CPU, % of a core",
+                cost.cpu,
+                "bare py-libp2p host",
+                bare.cpu,
+                f"< {CPU_GOAL:g}",
+            ),
+            Row(
+                f"{name}, idle with {PEERS} peers: memory, MB",
+                cost.rss,
+                "bare py-libp2p host",
+                bare.rss,
+                f"< {RSS_GOAL:g}",
+            ),
+        ]
+    return rows
+
+
+# The roles, each in a process of its own
+
+
+async def _network(dial: str | None) -> None:
+    import trio
+
+    from ponyswarm.keys import SecretKey
+    from ponyswarm.p2p.network import open_network
+
+    async with open_network(
+        SecretKey.generate(),
+        listen=["/ip4/127.0.0.1/tcp/0"],
+        validate=lambda *_: True,
+        refused=lambda *_: None,
+    ) as network:
+        for topic in TOPICS:
+            await network.subscribe(topic)
+        if dial is not None:
+            await network.dial(dial)
+        print(network.addresses[0], flush=True)
+        await trio.sleep_forever()
+
+
+async def _bare(dial: str | None) -> None:
+    """A host with the settings that the measurements recommend, and no more."""
+    import logging
+    import socket
+
+    import trio
+    from libp2p import new_host
+    from libp2p.crypto.ed25519 import create_new_key_pair
+    from libp2p.crypto.x25519 import create_new_key_pair as x25519
+    from libp2p.network.config import ConnectionConfig
+    from libp2p.peer.peerinfo import info_from_p2p_addr
+    from libp2p.pubsub.gossipsub import GossipSub
+    from libp2p.pubsub.pubsub import Pubsub
+    from libp2p.security.noise.transport import PROTOCOL_ID, Transport
+    from libp2p.tools.anyio_service import background_trio_service
+    from multiaddr import Multiaddr
+
+    logging.basicConfig(level=logging.CRITICAL)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pair = create_new_key_pair()
+    address = Multiaddr(f"/ip4/127.0.0.1/tcp/{port}")
+    host = new_host(
+        key_pair=pair,
+        listen_addrs=[address],
+        sec_opt={PROTOCOL_ID: Transport(pair, noise_privkey=x25519().private_key)},
+        connection_config=ConnectionConfig(
+            min_connections=0,
+            low_watermark=0,
+            enable_health_monitoring=True,
+            health_initial_delay=3,
+            health_check_interval=5,
+            ping_timeout=3,
+            abort_connection_on_ping_failure=True,
+        ),
+    )
+    router = GossipSub(
+        protocols=["/meshsub/1.1.0"],
+        degree=6,
+        degree_low=4,
+        degree_high=12,
+        heartbeat_interval=1,
+        spam_protection_enabled=False,
+        adaptive_gossip_enabled=False,
+        eclipse_protection_enabled=False,
+    )
+    pubsub = Pubsub(host, router)
+    async with (
+        host.run([address]),
+        background_trio_service(pubsub),
+        background_trio_service(router),
+    ):
+        for topic in TOPICS:
+            await pubsub.subscribe(topic)
+        if dial is not None:
+            await host.connect(info_from_p2p_addr(Multiaddr(dial)))
+        print(f"{address}/p2p/{host.get_id()}", flush=True)
+        await trio.sleep_forever()
+
+
+def _run_role(role: str, rest: Sequence[str]) -> None:
+    import trio
+
+    body = {"bare": _bare, "bare-peer": _bare, "network": _network, "peer": _network}[role]
+    trio.run(body, rest[0] if rest else None)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--role"]:
+        _run_role(sys.argv[2], sys.argv[3:])
+    else:
+        main("idle", __doc__ or "", measure)
