@@ -1,0 +1,126 @@
+"""The ``ponyswarm`` command: a table of commands, loaded when used, and one end for errors.
+
+A command module parses, makes one call and prints. Help comes from the table, so that
+``ponyswarm --help`` loads none of them. Exit codes: 0 good, 1 the tests or the verdict
+are bad, 2 usage or set-up, 3 inconclusive or disputed, 4 untrusted or invalid.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ponyswarm.errors import InfraError, LocalError, PeerError, PonySwarmError
+
+EXIT_BAD = 1
+EXIT_USAGE = 2
+EXIT_INCONCLUSIVE = 3
+EXIT_UNTRUSTED = 4
+EXIT_INTERRUPTED = 130
+
+# Name: (where the command is, its line of help). The command's own help may say more.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("ponyswarm.cli.init:init", "Set this machine up: settings, key, interpreters."),
+    "trust": ("ponyswarm.cli.trust:trust", "Choose the projects whose jobs may run here."),
+    "follow": ("ponyswarm.cli.trust:follow", "Choose further projects whose ledger to keep."),
+    "node": ("ponyswarm.cli.node:node", "Run this machine's node."),
+    "status": ("ponyswarm.cli.read:status", "Show what the node here is doing."),
+    "key": ("ponyswarm.cli.key:key", "Make or show your key."),
+    "project": ("ponyswarm.cli.project:project", "Create and look after a project."),
+    "announce": ("ponyswarm.cli.announce:announce", "Ask volunteers to test a commit."),
+    "results": ("ponyswarm.cli.read:results", "Show what works where: a project's matrix."),
+    "show": ("ponyswarm.cli.read:show", "Show everything that is known of one cell."),
+    "log": ("ponyswarm.cli.read:log", "List ledger entries, newest first."),
+    "verify": ("ponyswarm.cli.read:verify", "Check the ledger's chains and signatures."),
+    "demo": ("ponyswarm.cli.demo:demo", "Run a small swarm on this machine and show it work."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name and name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "'ponyswarm --help' lists them."
+            ctx.fail(f"there is no command '{name}': {hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        try:
+            return super().invoke(ctx)
+        except (PonySwarmError, KeyboardInterrupt) as fault:
+            faults: list[BaseException] = [fault]
+        except BaseExceptionGroup as group:
+            # A nursery wraps what its tasks raise; only what is ours has an end here.
+            faults = list(_leaves(group))
+            if not all(isinstance(leaf, (PonySwarmError, KeyboardInterrupt)) for leaf in faults):
+                raise
+        raise click.exceptions.Exit(_report(faults))
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for fault in group.exceptions:
+        if isinstance(fault, BaseExceptionGroup):
+            yield from _leaves(fault)
+        else:
+            yield fault
+
+
+def _report(faults: list[BaseException]) -> int:
+    """Say on stderr what went wrong; the exit code that stands for it."""
+    if any(isinstance(fault, KeyboardInterrupt) for fault in faults):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    for text in dict.fromkeys(map(str, faults)):
+        click.echo(f"error: {text}", err=True)
+    if any(isinstance(fault, (LocalError, InfraError)) for fault in faults):
+        return EXIT_USAGE
+    return EXIT_UNTRUSTED if any(isinstance(fault, PeerError) for fault in faults) else EXIT_USAGE
+
+
+def print_json(data: object) -> None:
+    """What ``--json`` prints: one object, keys in the order they were made."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--home",
+    metavar="DIR",
+    help="Keep settings, key, ledger and caches under DIR (also: PONYSWARM_HOME).",
+)
+@click.version_option(package_name="ponyswarm", message="ponyswarm %(version)s")
+@click.pass_context
+def main(ctx: click.Context, home: str | None) -> None:
+    """Volunteers lend their machines to run Python projects' tests, peer to peer."""
+    from ponyswarm.home import Home
+
+    ctx.obj = Home.locate(home)
