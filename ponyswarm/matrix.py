@@ -24,10 +24,10 @@ def cells(spec: Spec) -> tuple[Cell, ...]:
     """
     factors = sorted(spec.factors.items())
     size = len(spec.python) * max(1, len(spec.services))
-    for name, values in factors:
-        if not values:
+    for name, choices in factors:
+        if not choices:
             raise PeerError("bad-matrix", f"the factor {name!r} has no values")
-        size *= len(values)
+        size *= len(choices)
     if size > MAX_CELLS:
         raise PeerError("bad-matrix", f"{size} cells, and {MAX_CELLS} is the most")
     found: dict[Cell, None] = {}
