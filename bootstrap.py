@@ -339,13 +339,12 @@ def satisfied(stamp: dict, wanted: str, dev: bool) -> bool:
     return stamp.get("fingerprint") == wanted and (stamp.get("dev") is True or not dev)
 
 
-def run(command: list, cwd: str = HERE, extra: dict | None = None) -> tuple:
-    """(exit code, what it printed)."""
-    environment = dict(clean_environment(), **(extra or {}))
+def run(command: list) -> tuple:
+    """(exit code, what it printed), in the checkout."""
     done = subprocess.run(
         command,
-        cwd=cwd,
-        env=environment,
+        cwd=HERE,
+        env=clean_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
