@@ -32,6 +32,7 @@ from ponyswarm.messages import (
     Ephemeral,
     Header,
     Kind,
+    Lock,
     Offer,
     Payload,
     Status,
@@ -326,6 +327,16 @@ def decode_tests(data: bytes) -> list[TestRecord]:
     rows = unpack(inflate(data, "bad-tests"))
     parsed = convert(rows, list[tuple[str, Status, float, str]], "bad-tests")
     return [TestRecord(*row) for row in parsed]
+
+
+def encode_locks(locks: Sequence[Lock]) -> bytes:
+    """The bytes of a locks blob: zlib over a msgpack list of maps."""
+    return zlib.compress(pack(list(locks)), 9)
+
+
+def decode_locks(data: bytes) -> list[Lock]:
+    """The locks of a locks blob; `PeerError` ("bad-locks") when it is not one."""
+    return convert(unpack(inflate(data, "bad-locks")), list[Lock], "bad-locks")
 
 
 def inflate(data: bytes, reason: str) -> bytes:

@@ -119,6 +119,23 @@ class Cell:
     factors: tuple[tuple[Word, Word], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lock:
+    """What one environment installs, pinned by hash, as a requirements text.
+
+    It holds for one ``major.minor`` of one implementation on one platform, and for one
+    choice of factors; ``build`` pins what building the project's wheel needs.
+    """
+
+    implementation: Word
+    python: Word
+    system: Word
+    machine: Word
+    factors: tuple[tuple[Word, Word], ...] = ()
+    requirements: str
+    build: str
+
+
 # --- payloads of ledger entries --------------------------------------------------
 
 

@@ -83,6 +83,12 @@ class Reader:
             raise LocalError(f"there is no ledger at {path} yet: start 'ponyswarm node'")
         self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
 
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.close()
+
     def close(self) -> None:
         self._db.close()
 

@@ -413,6 +413,14 @@ class Store:
         )
         return [decode_frame(frame) for (frame,) in rows]
 
+    def results(self, job: bytes) -> list[Entry]:
+        """The entries that hold results of a job."""
+        rows = self._db.execute(
+            "SELECT frame FROM result JOIN entry USING (arrival) WHERE job = ? ORDER BY arrival",
+            (job,),
+        )
+        return [decode_frame(frame) for (frame,) in rows]
+
     def evidence(self, project: bytes, author: bytes) -> Fork | None:
         """The proof that an author forked a feed of this project, for a `fork` entry."""
         row = self._db.execute(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ponyswarm.codec import cell_id, comparable, encode_gossip
+from ponyswarm.errors import LocalError
 from ponyswarm.matrix import cells, matches
 from ponyswarm.messages import (
     Announce,
@@ -70,6 +71,7 @@ LONGEST_LEASE_MS = 360_000
 LONGEST_OFFER_MS = 600_000
 MAX_OFFERS = 2_000
 MAX_LEASES_PER_CELL = 64
+MAX_ORPHANS = 2_000
 # After this node could not even start a cell (no source, disk full), it lets others try.
 GIVE_UP_MS = 60_000
 
@@ -132,10 +134,14 @@ def fits(cell: CellState, offer: Offer) -> bool:
     """Whether an offer can run a cell."""
     if not set(cell.services) <= set(offer.services):
         return False
-    return any(
-        matches(cell.python, i.implementation, i.version, i.free_threaded)
-        for i in offer.interpreters
-    )
+    try:
+        return any(
+            matches(cell.python, i.implementation, i.version, i.free_threaded)
+            for i in offer.interpreters
+        )
+    except LocalError:
+        # A maintainer may ask for a Python that only a later version of us can name.
+        return False
 
 
 class Protocol:
@@ -432,11 +438,9 @@ class Protocol:
         job = self._jobs.get(result.job)
         if job is not None and job.project == project and result.cell in job.cells:
             self._keep_done(job, result.cell, done, now)
-        elif job is None and len(self._orphans) < 10_000:
+        elif job is None and sum(map(len, self._orphans.values())) < MAX_ORPHANS:
             # A result can arrive before its job: they are of different feeds.
-            waiting = self._orphans.setdefault(result.job, [])
-            if len(waiting) < 10_000:
-                waiting.append((result.cell, project, done))
+            self._orphans.setdefault(result.job, []).append((result.cell, project, done))
         effects: list[Effect] = []
         if entry.header.author != self.me:
             if result.tests is not None:
@@ -615,6 +619,7 @@ class Protocol:
         for id_ in [i for i, job in self._jobs.items() if job.announce.expires <= now]:
             if not any(mine.job == id_ for mine in self._mine.values()):
                 del self._jobs[id_]
+        self._orphans.clear()
 
 
 def _source_blobs(announce: Announce, givers: tuple[bytes, ...]) -> list[Fetch]:

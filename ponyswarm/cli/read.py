@@ -1,0 +1,386 @@
+"""``ponyswarm status``, ``results``, ``show``, ``log``, ``verify``: what is known here."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from ponyswarm import config, keys
+from ponyswarm.cli import (
+    EXIT_BAD,
+    EXIT_INCONCLUSIVE,
+    EXIT_UNTRUSTED,
+    json_option,
+    print_json,
+)
+from ponyswarm.cli.opening import running_status
+from ponyswarm.cli.tables import console, print_matrix, verdict_text
+from ponyswarm.errors import LocalError
+from ponyswarm.home import Home
+from ponyswarm.ledger.queries import CellRow, JobRow, Reader, ResultRow
+from ponyswarm.ledger.verdicts import Verdict
+from ponyswarm.policy import ReaderPolicy
+
+
+def short(key: bytes) -> str:
+    """A key short enough for a table, long enough to tell keys apart."""
+    name = keys.peer_id(key)
+    return f"…{name[-8:]}"
+
+
+def moment(millis: int) -> str:
+    return datetime.fromtimestamp(millis / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+# --- results -----------------------------------------------------------------------------
+
+
+def reader_policy(text: str, agreeing: int) -> ReaderPolicy:
+    """A policy as typed: ``all``, ``vouched``, or keys separated by commas."""
+    if text == "all":
+        return ReaderPolicy(agreeing=agreeing)
+    if text == "vouched":
+        return ReaderPolicy(agreeing=agreeing, vouched_only=True)
+    chosen = frozenset(keys.parse_peer_id(part) for part in text.split(",") if part.strip())
+    if not chosen:
+        raise LocalError("--policy is 'all', 'vouched', or keys separated by commas")
+    return ReaderPolicy(agreeing=agreeing, keys=chosen)
+
+
+def exit_code(cells: Sequence[CellRow]) -> int:
+    """0: every cell is a confirmed pass; 1: one failed; 3: something is open."""
+    verdicts = {cell.finding.verdict for cell in cells}
+    if Verdict.CONFIRMED_FAIL in verdicts:
+        return EXIT_BAD
+    return 0 if verdicts == {Verdict.CONFIRMED_PASS} else EXIT_INCONCLUSIVE
+
+
+def cell_facts(cell: CellRow) -> dict[str, object]:
+    """A cell and its finding as ``--json`` prints them."""
+    finding = cell.finding
+    return {
+        "cell": cell.id.hex(),
+        "python": cell.python,
+        "services": cell.services,
+        "factors": cell.factors,
+        "verdict": str(finding.verdict),
+        "agree": finding.agree,
+        "of": finding.of,
+        "tests": finding.tests,
+        "failed": finding.failed,
+        "supporters": [keys.peer_id(key) for key in finding.supporters],
+        "dissent": [keys.peer_id(key) for key in finding.dissent],
+        "broken": dict(finding.broken),
+    }
+
+
+def job_facts(job: JobRow) -> dict[str, object]:
+    return {
+        "job": job.id.hex(),
+        "project": job.project.hex(),
+        "name": job.project_name,
+        "title": job.title,
+        "commit": job.commit,
+        "announced": job.announced,
+        "announcer": keys.peer_id(job.announcer),
+        "redundancy": job.redundancy,
+        "withdrawn": job.withdrawn,
+    }
+
+
+@click.command()
+@click.argument("project")
+@click.option("--job", help="A job, by the beginning of its id (default: the latest).")
+@click.option("--commit", help="The latest job of a commit.")
+@click.option("--policy", default="all", show_default=True, help="all, vouched, or KEY,KEY…")
+@click.option("--agreeing", "-k", type=click.IntRange(1), help="How many must agree.")
+@json_option
+@click.pass_context
+def results(
+    ctx: click.Context,
+    project: str,
+    job: str | None,
+    commit: str | None,
+    policy: str,
+    agreeing: int | None,
+    as_json: bool,
+) -> None:
+    """Show what works where: the matrix of a project's latest job.
+
+    Exits 0 when every cell is a confirmed pass, 1 when one is a confirmed failure, 3 when
+    something is still open or disputed.
+    """
+    home: Home = ctx.obj
+    with Reader(home.ledger) as reader:
+        found = reader.find_job(reader.find_project(project), job, commit)
+        chosen = reader_policy(policy, agreeing or found.redundancy)
+        cells = reader.cells(found, chosen)
+    if as_json:
+        print_json({**job_facts(found), "cells": [cell_facts(cell) for cell in cells]})
+    else:
+        print_matrix(found, cells)
+    ctx.exit(exit_code(cells))
+
+
+@click.command()
+@click.argument("cell")
+@click.option("--log", "with_log", is_flag=True, help="Print the runs' output, where it is here.")
+@json_option
+@click.pass_obj
+def show(home: Home, cell: str, with_log: bool, as_json: bool) -> None:
+    """Show everything that is known of one cell, by the beginning of its id."""
+    with Reader(home.ledger) as reader:
+        job_id, cell_id = reader.find_cell(cell)
+        job = reader.find_job(None, job_id.hex(), None)
+        row = next(
+            row
+            for row in reader.cells(job, ReaderPolicy(agreeing=job.redundancy))
+            if row.id == cell_id
+        )
+    failing = {result.entry: _failing(home, result) for result in row.results}
+    if as_json:
+        print_json(
+            {
+                **cell_facts(row),
+                "job": job_facts(job),
+                "results": [_result_facts(result, failing[result.entry]) for result in row.results],
+            }
+        )
+        return
+    out = console()
+    out.print(
+        f"[bold]{_plain(job.title)}[/bold]  python {_plain(row.python)} "
+        f"{_plain(row.services)} {_plain(row.factors)}"
+    )
+    out.print(verdict_text(row.finding))
+    for result in row.results:
+        mark = " [dim](disputed feed)[/dim]" if result.disputed else ""
+        out.print(
+            f"\n{keys.peer_id(result.author)}{mark}\n  {_plain(result.environment)}, "
+            f"{result.seconds:.1f} s, outcome {result.digest.hex()[:12]}"
+        )
+        if result.state == "broken":
+            out.print(f"  broken: {result.reason} {_plain(result.result.detail)}")
+        out.print(
+            f"  {result.total} tests: {result.passed} passed, {result.failed} bad, "
+            f"{result.skipped} skipped"
+        )
+        for test, message in failing[result.entry]:
+            out.print(f"  [red]✗[/red] {_plain(test)}")
+            for line in message.splitlines()[-12:]:
+                out.print(f"      {_plain(line)}", style="dim")
+        if with_log:
+            out.print(_plain(_log(home, result)))
+
+
+def _plain(text: str) -> str:
+    """Text of strangers, made harmless: no markup, no terminal control, no bidi tricks."""
+    from rich.markup import escape
+
+    kept = "".join(c if c == "\n" or (c.isprintable() and c not in _BIDI) else "�" for c in text)
+    return escape(kept)
+
+
+_BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _failing(home: Home, row: ResultRow) -> list[tuple[str, str]]:
+    """(test id, message) of what did not pass; messages come from the tests blob, if here."""
+    from ponyswarm.codec import decode_tests
+    from ponyswarm.errors import PonySwarmError
+    from ponyswarm.messages import BAD_STATUSES
+
+    messages: dict[str, str] = dict.fromkeys(row.result.bad, "")
+    blob = row.result.tests
+    if blob is not None:
+        try:
+            data = _blob_path(home, blob.hash).read_bytes()
+            for test in decode_tests(data):
+                if test.status in BAD_STATUSES:
+                    messages[test.id] = test.message
+        except (OSError, PonySwarmError):
+            pass  # The names are in the entry; the messages are with whoever keeps the blob.
+    return list(messages.items())
+
+
+def _blob_path(home: Home, hash_: bytes) -> Path:
+    name = hash_.hex()
+    return home.blobs / name[:2] / name[2:]
+
+
+def _log(home: Home, row: ResultRow) -> str:
+    from ponyswarm.codec import inflate
+
+    if row.result.log is None:
+        return "  (no output was kept)"
+    try:
+        data = _blob_path(home, row.result.log.hash).read_bytes()
+    except OSError:
+        return "  (its output is not on this machine)"
+    return inflate(data, "bad-log").decode("utf-8", "replace")
+
+
+def _result_facts(row: ResultRow, failing: list[tuple[str, str]]) -> dict[str, object]:
+    return {
+        "volunteer": keys.peer_id(row.author),
+        "entry": row.entry.hex(),
+        "state": row.state,
+        "reason": row.reason,
+        "environment": row.environment,
+        "passed": row.passed,
+        "failed": row.failed,
+        "skipped": row.skipped,
+        "total": row.total,
+        "digest": row.digest.hex(),
+        "seconds": row.seconds,
+        "disputed": row.disputed,
+        "bad": [{"test": test, "message": message} for test, message in failing],
+    }
+
+
+# --- log and verify -------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("project", required=False)
+@click.option("--author", help="Only entries of this key.")
+@click.option("-n", "most", default=30, show_default=True, help="How many.")
+@json_option
+@click.pass_obj
+def log(home: Home, project: str | None, author: str | None, most: int, as_json: bool) -> None:
+    """List ledger entries, newest first."""
+    with Reader(home.ledger) as reader:
+        rows = reader.log(
+            project=None if project is None else reader.find_project(project),
+            author=None if author is None else keys.parse_peer_id(author),
+            most=most,
+        )
+    if as_json:
+        print_json(
+            [
+                {
+                    "arrival": row.arrival,
+                    "id": row.id.hex(),
+                    "kind": row.kind,
+                    "author": keys.peer_id(row.author),
+                    "seq": row.seq,
+                    "time": row.time,
+                    "project": row.project_name,
+                    "text": row.text,
+                }
+                for row in rows
+            ]
+        )
+        return
+    out = console()
+    for row in rows:
+        out.print(
+            f"[dim]{moment(row.time)}[/dim] {row.id.hex()[:12]} {row.kind:<9} "
+            f"{short(row.author)} #{row.seq:<4} {_plain(row.project_name)}  {_plain(row.text)}",
+            overflow="ellipsis",
+            no_wrap=True,
+        )
+
+
+@click.command()
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, as_json: bool) -> None:
+    """Check every chain and signature in the ledger again, from its bytes.
+
+    Exits 4 when anything does not hold.
+    """
+    home: Home = ctx.obj
+    began = time.monotonic()
+    with Reader(home.ledger) as reader:
+        total = reader.count()
+        with click.progressbar(length=total, label="verifying", file=_stderr()) as bar:
+            faults = reader.verify(lambda done: bar.update(done - bar.pos))
+        forked = {state.id: reader.forked(state.id) for state in reader.projects()}
+    forks = sorted({keys.peer_id(key) for authors in forked.values() for key in authors})
+    if as_json:
+        print_json(
+            {
+                "verified_entries": total,
+                "faults": faults,
+                "forked": forks,
+                "seconds": round(time.monotonic() - began, 3),
+            }
+        )
+    else:
+        for fault in faults:
+            click.echo(f"fault: {fault}")
+        for key in forks:
+            click.echo(f"forked: {key} signed two histories; its results count for nothing")
+        if faults:
+            click.echo(
+                f"{len(faults)} faults in {total} entries: restore from peers by moving "
+                f"{home.ledger} away and starting the node"
+            )
+        else:
+            click.echo(f"{total} entries verified: every signature, hash and chain holds")
+    ctx.exit(EXIT_UNTRUSTED if faults else 0)
+
+
+def _stderr() -> TextIO:
+    return sys.stderr
+
+
+# --- status -----------------------------------------------------------------------------------
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def status(home: Home, as_json: bool) -> None:
+    """Show what the node here is doing, and why it does not do more."""
+    now = running_status(home)
+    if as_json:
+        import msgspec
+
+        facts = {"running": now is not None, "home": str(home.data_dir)}
+        print_json({**facts, **({} if now is None else msgspec.to_builtins(now))})
+        return
+    out = console()
+    if now is None:
+        out.print("No node runs on this home. Start it with 'ponyswarm node'.")
+        out.print(f"  home      {home.data_dir}")
+        if home.ini.exists():
+            settings = config.load(home.ini)
+            out.print(f"  trusted   {len(settings.trusted)} projects")
+        return
+    out.print(f"[bold]{now.peer}[/bold]  pid {now.pid}, up {time.time() - now.started:.0f} s")
+    for address in now.addresses:
+        out.print(f"  listens   {address}")
+    out.print(f"  sandbox   {_plain(now.sandbox)}")
+    out.print(f"  pythons   {', '.join(now.interpreters) or 'none'}")
+    out.print(f"  peers     {len(now.peers)}")
+    for peer in now.peers:
+        out.print(f"            {peer.peer}  {peer.address}", style="dim")
+    out.print(f"  ledger    {now.entries} entries, blobs {config.format_size(now.blob_bytes)}")
+    out.print(f"  since it started: {now.runs} runs, {now.tests} tests")
+    for project in now.projects:
+        word = "trusted" if project.trusted else "followed"
+        out.print(
+            f"  {word:<9} {_plain(project.name) or '?'}  {project.project[:16]}…, "
+            f"{project.volunteers} volunteers offer"
+        )
+    for run in now.running:
+        total = "" if run.total is None else f"/{run.total}"
+        out.print(
+            f"  running   {_plain(run.title)} on {_plain(run.cell)}: {run.step} "
+            f"{run.done}{total}, {run.seconds:.0f} s"
+        )
+    for idle in now.idle:
+        out.print(f"  not run   {_plain(idle.title)}: {_plain(idle.why)}")
+    for project in now.heard:
+        out.print(f"  heard of  {_plain(project.name)}  {project.project}")
+    if now.refused:
+        counted = ", ".join(f"{why} {n}" for why, n in sorted(now.refused.items()))
+        out.print(f"  refused   {counted}")

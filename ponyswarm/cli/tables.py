@@ -1,0 +1,87 @@
+"""How findings look on a terminal: a sign *and* a word, colour only on top."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ponyswarm.keys import peer_id
+from ponyswarm.ledger.queries import CellRow, JobRow
+from ponyswarm.ledger.verdicts import Finding, Verdict
+
+_LOOKS = {
+    Verdict.CONFIRMED_PASS: ("✔", "green"),
+    Verdict.CONFIRMED_FAIL: ("✘", "red"),
+    Verdict.DISPUTED: ("≠", "magenta"),
+    Verdict.UNCONFIRMED: ("?", "yellow"),
+    Verdict.BROKEN: ("!", "yellow"),
+    Verdict.PENDING: ("·", "dim"),
+}
+
+
+def console() -> Console:
+    """Plain text into a pipe, colours on a terminal, none with NO_COLOR."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def verdict_text(finding: Finding) -> str:
+    """A finding in one line of markup."""
+    sign, style = _LOOKS[finding.verdict]
+    parts = [f"[{style}]{sign} {finding.verdict}[/{style}]"]
+    if finding.of:
+        parts.append(f"{finding.agree} of {finding.of} agree")
+        parts.append(f"{finding.tests} tests" + (f", {finding.failed} bad" * bool(finding.failed)))
+    if finding.dissent:
+        parts.append("against it: " + ", ".join(f"…{peer_id(k)[-8:]}" for k in finding.dissent))
+    if finding.broken:
+        counted = ", ".join(f"{n} {escape(why)}" for why, n in sorted(finding.broken.items()))
+        parts.append(f"broken runs: {counted}")
+    return " · ".join(parts)
+
+
+def matrix_table(cells: Sequence[CellRow]) -> Table:
+    """Interpreters down, services and factors across."""
+    columns = list(dict.fromkeys((cell.services, cell.factors) for cell in cells))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("python")
+    for services, factors in columns:
+        table.add_column(escape(" ".join(part for part in (services, factors) if part)) or "result")
+    by_place = {(c.python, c.services, c.factors): c for c in cells}
+    for python in dict.fromkeys(cell.python for cell in cells):
+        row = [escape(python)]
+        for services, factors in columns:
+            cell = by_place.get((python, services, factors))
+            row.append("" if cell is None else _cell_text(cell))
+        table.add_row(*row)
+    return table
+
+
+def _cell_text(cell: CellRow) -> str:
+    finding = cell.finding
+    sign, style = _LOOKS[finding.verdict]
+    text = f"[{style}]{sign} {finding.verdict}[/{style}]"
+    if finding.of:
+        text += f" {finding.agree}/{finding.of}"
+    return f"{text} [dim]{cell.id.hex()[:8]}[/dim]"
+
+
+def print_matrix(job: JobRow, cells: Sequence[CellRow]) -> None:
+    """A job's matrix, with a line on each cell that is not plainly good."""
+    out = console()
+    name = escape(job.title)
+    state = " (withdrawn)" if job.withdrawn else ""
+    commit = f" at {escape(job.commit[:12])}" if job.commit else ""
+    out.print(f"[bold]{name}[/bold]{commit}{state}  [dim]job {job.id.hex()[:16]}[/dim]")
+    out.print(matrix_table(cells))
+    for cell in cells:
+        finding = cell.finding
+        if finding.dissent or finding.broken or finding.verdict is Verdict.CONFIRMED_FAIL:
+            place = " ".join(part for part in (cell.python, cell.services, cell.factors) if part)
+            out.print(f"{escape(place)}: {verdict_text(finding)}")
+    tests = sum(cell.finding.tests for cell in cells)
+    good = sum(cell.finding.verdict is Verdict.CONFIRMED_PASS for cell in cells)
+    out.print(f"{good} of {len(cells)} cells are a confirmed pass, {tests} tests in all")

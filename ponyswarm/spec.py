@@ -1,0 +1,119 @@
+"""``[tool.ponyswarm]``: what a maintainer writes, checked, as a `Spec`. Pure.
+
+Written for people: a command may be one line of text, a requirement list one string.
+Every error names the key, what is wrong with it, and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+
+from ponyswarm.codec import convert
+from ponyswarm.errors import LocalError, PeerError
+from ponyswarm.matrix import cells, requirement
+from ponyswarm.messages import FileTemplate, Install, Spec
+
+_TABLE = "tool.ponyswarm"
+
+
+def from_pyproject(text: str, name: str = "pyproject.toml") -> Spec:
+    """The spec in a pyproject.toml; `LocalError` when it has none or a wrong one."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as fault:
+        raise LocalError(f"{name} is not valid TOML: {fault}") from fault
+    table = document.get("tool", {}).get("ponyswarm")
+    if table is None:
+        raise LocalError(
+            f'{name} has no [{_TABLE}] table: add one with at least python = ["3.12"] '
+            'and command = "pytest"'
+        )
+    return from_table(table, name)
+
+
+def from_table(table: Mapping[str, object], name: str) -> Spec:
+    """The spec a TOML table says. ``name`` is the file, for error texts."""
+    _known(table, {field.name for field in fields(Spec)}, name, _TABLE)
+    plain: dict[str, object] = dict(table)
+    for key in ("python", "services"):
+        if isinstance(plain.get(key), str):
+            plain[key] = [plain[key]]
+    if isinstance(plain.get("command"), str):
+        plain["command"] = _words(str(plain["command"]), name)
+    if plain.get("runner") == "unittest":
+        plain.setdefault("command", ["python", "-m", "unittest"])
+    install = plain.get("install")
+    if isinstance(install, str | list):
+        # The short form: only requirements.
+        plain["install"] = {"requirements": install}
+    if isinstance(plain.get("install"), Mapping):
+        install = dict(_mapping(plain["install"]))
+        _known(install, {field.name for field in fields(Install)}, name, f"{_TABLE}.install")
+        for key in ("requirements", "extras", "groups"):
+            if isinstance(install.get(key), str):
+                install[key] = [install[key]]
+        plain["install"] = install
+    if isinstance(plain.get("factors"), Mapping):
+        plain["factors"] = {
+            factor: _factor(values, name, factor)
+            for factor, values in _mapping(plain["factors"]).items()
+        }
+    files = plain.get("files")
+    for rule in files if isinstance(files, list) else ():
+        if isinstance(rule, Mapping):
+            _known(rule, {field.name for field in fields(FileTemplate)}, name, f"{_TABLE}.files")
+    try:
+        spec = convert(plain, Spec, "bad-spec")
+        cells(spec)
+    except PeerError as fault:
+        detail = str(fault).partition(": ")[2].replace("$.", "").replace("`", "'")
+        raise LocalError(f"{name}, [{_TABLE}]: {detail}") from fault
+    for python in spec.python:
+        try:
+            requirement(python)
+        except LocalError as fault:
+            raise LocalError(f"{name}, [{_TABLE}] python: {fault}") from fault
+    for rule in spec.exclude:
+        _known(rule, {"python", "services", *spec.factors}, name, f"{_TABLE}.exclude")
+    return spec
+
+
+def _factor(values: object, name: str, factor: str) -> object:
+    if isinstance(values, list):
+        # Plain values without requirements, to be used in env and files.
+        return {str(value): [] for value in values}
+    if not isinstance(values, Mapping):
+        raise LocalError(
+            f"{name}, [{_TABLE}.factors] {factor}: write a table of values, such as "
+            f'{factor} = {{ "1" = ["package~=1.0"], "2" = ["package~=2.0"] }}'
+        )
+    return {
+        str(value): [needs] if isinstance(needs, str) else needs for value, needs in values.items()
+    }
+
+
+def _words(text: str, name: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as fault:
+        raise LocalError(f"{name}, [{_TABLE}] command: {fault} in {text!r}") from fault
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    assert isinstance(value, Mapping)
+    return value
+
+
+def _known(table: Mapping[str, object], names: set[str], file: str, place: str) -> None:
+    for key in table:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise LocalError(
+                f"{file}, [{place}]: unknown key {key!r}{hint}; "
+                f"known are {', '.join(sorted(names))}"
+            )

@@ -1,0 +1,82 @@
+"""What a running node tells other commands: one small file, replaced whole."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerLine:
+    peer: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectLine:
+    project: str
+    name: str
+    trusted: bool
+    volunteers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLine:
+    job: str
+    title: str
+    cell: str
+    step: str
+    done: int
+    total: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdleLine:
+    """A job that this node does not serve, and why."""
+
+    job: str
+    title: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """One moment of a node. Times are seconds since the epoch."""
+
+    pid: int
+    started: float
+    updated: float
+    peer: str
+    addresses: tuple[str, ...] = ()
+    sandbox: str = ""
+    interpreters: tuple[str, ...] = ()
+    peers: tuple[PeerLine, ...] = ()
+    projects: tuple[ProjectLine, ...] = ()
+    running: tuple[RunLine, ...] = ()
+    idle: tuple[IdleLine, ...] = ()
+    heard: tuple[ProjectLine, ...] = ()
+    refused: dict[str, int] = field(default_factory=dict)
+    entries: int = 0
+    runs: int = 0
+    tests: int = 0
+    blob_bytes: int = 0
+
+
+def write(path: Path, status: NodeStatus) -> None:
+    """Replace the file at once, so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(msgspec.json.encode(status))
+    os.replace(fresh, path)
+
+
+def read(path: Path) -> NodeStatus | None:
+    """The last status; None when there is none or it cannot be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=NodeStatus)
+    except (OSError, msgspec.DecodeError):
+        return None
