@@ -339,12 +339,12 @@ def satisfied(stamp: dict, wanted: str, dev: bool) -> bool:
     return stamp.get("fingerprint") == wanted and (stamp.get("dev") is True or not dev)
 
 
-def run(command: list) -> tuple:
+def run(command: list, **environ: str) -> tuple:
     """(exit code, what it printed), in the checkout."""
     done = subprocess.run(
         command,
         cwd=HERE,
-        env=clean_environment(),
+        env=dict(clean_environment(), **environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -426,6 +426,11 @@ def get_pip(python: str) -> None:
 def remedy(output: str) -> str:
     """What to do about a failed download or build, judged by its output."""
     text = output.lower()
+    if "certificate" in text:
+        return (
+            "A certificate was refused: behind a proxy that has its own, let SSL_CERT_FILE and "
+            "PIP_CERT name the file of certificates to believe, then run this again."
+        )
     if re.search(r"no space left|disk quota", text):
         return "The disk is full: make room (about 300 MB), then run this again."
     offline = r"dns|resolve host|name resolution|connect|timed out|timeout|network|proxy|tls|ssl"
@@ -458,7 +463,11 @@ def install(dev: bool) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in overrides(python)))
         command = [uv, "pip", "install", "--python", python, "--override", path, "-e", "."]
-        code, output = run(command + (["--group", "dev"] if dev else []))
+        command += ["--group", "dev"] if dev else []
+        code, output = run(command)
+        if code and "certificate" in output.lower():
+            # uv brings certificates of its own; a proxy's are known to the system only.
+            code, output = run(command, UV_SYSTEM_CERTS="1", UV_NATIVE_TLS="1")
     finally:
         os.unlink(path)
     if code:

@@ -324,6 +324,7 @@ def test_overrides_are_what_pyproject_says(bootstrap):
         ("error: Failed to fetch: dns error: failed to lookup address", "Check the network"),
         ("Could not connect to proxy", "Check the network"),
         ("operation timed out", "Check the network"),
+        ("client error (Connect): invalid peer certificate: UnknownIssuer", "SSL_CERT_FILE"),
         ("error: Failed to build `thing`", "report the lines above"),
     ],
 )
