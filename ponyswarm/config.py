@@ -2,7 +2,7 @@
 
 Reading is strict: an unknown section or key, or a value that is none, is a `LocalError`
 that names file, section and key and says what to write. Nothing secret stands in the
-file; passwords are named by file or environment variable. Only cli and node import this
+file; passwords are named by file or environment variable. Only cli imports this
 module; everything else takes values.
 """
 
