@@ -35,9 +35,7 @@ def cells(spec: Spec) -> tuple[Cell, ...]:
         for values in product(*(choices for _, choices in factors)):
             cell = Cell(
                 python=python,
-                services=tuple(
-                    sorted(part.strip() for part in services.split("+") if part.strip())
-                ),
+                services=_parts(services),
                 factors=tuple(
                     (name, value) for (name, _), value in zip(factors, values, strict=True)
                 ),
@@ -49,10 +47,18 @@ def cells(spec: Spec) -> tuple[Cell, ...]:
     return tuple(found)
 
 
+def _parts(services: str) -> tuple[str, ...]:
+    """``postgresql + redis`` as the sorted names it joins."""
+    return tuple(sorted({part.strip() for part in services.split("+") if part.strip()}))
+
+
 def _is_excluded(cell: Cell, rule: dict[str, str]) -> bool:
     """Whether a rule's every ``name = value`` holds of the cell; an empty rule holds of none."""
-    facts = {"python": cell.python, "services": " + ".join(cell.services), **dict(cell.factors)}
-    return bool(rule) and all(facts.get(name) == value for name, value in rule.items())
+    facts = {**dict(cell.factors), "python": cell.python}
+    return bool(rule) and all(
+        _parts(value) == cell.services if name == "services" else facts.get(name) == value
+        for name, value in rule.items()
+    )
 
 
 def requirements(spec: Spec, cell: Cell) -> tuple[str, ...]:

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import msgspec
 from filelock import FileLock
 
 from ponyswarm.codec import ZERO, decode_frame, sign_entry
 from ponyswarm.errors import InfraError
 from ponyswarm.keys import SecretKey
+from ponyswarm.ledger.chain import FUTURE_MS
 from ponyswarm.ledger.store import connect, transaction
 from ponyswarm.messages import Entry, Payload
 
@@ -129,7 +131,8 @@ class Journal:
                 row = self._db.execute(
                     "SELECT nonce, seq, head, time, closed FROM feed WHERE project = ?", (project,)
                 ).fetchone()
-            if row is None or row[4]:
+            # Where the clock ran far ahead once, others would hold back all that follows there.
+            if row is None or row[4] or row[3] > now + FUTURE_MS:
                 continues = None if row is None else row[2]
                 entry = sign_entry(
                     self._key,
@@ -214,8 +217,8 @@ class Journal:
 
     def _read_fence(self) -> Fence | None:
         try:
-            return Fence(**json.loads(self._fence.read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
+            return msgspec.json.decode(self._fence.read_bytes(), type=Fence)
+        except (OSError, msgspec.MsgspecError, ValueError):
             # Missing or damaged says the same: it cannot vouch for the journal.
             return None
 

@@ -7,15 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ponyswarm.codec import comparable, decode_frame, decode_payload, is_authentic
+from ponyswarm.codec import (
+    comparable,
+    decode_frame,
+    decode_payload,
+    is_authentic,
+    unpack_header,
+)
 from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.keys import is_valid_key
 from ponyswarm.ledger.chain import Head, Refused, judge
-from ponyswarm.ledger.store import id_prefix
+from ponyswarm.ledger.store import RIGHTS, id_prefix
 from ponyswarm.ledger.verdicts import Finding, Run
 from ponyswarm.ledger.verdicts import judge as judge_cell
 from ponyswarm.messages import Announce, Entry, Kind, Project, Result
-from ponyswarm.policy import ProjectState, ReaderPolicy, advance
+from ponyswarm.policy import ProjectState, ReaderPolicy, fold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +54,7 @@ class ResultRow:
     environment: str
     seconds: float
     disputed: bool
+    time: int
     result: Result
 
 
@@ -145,15 +152,9 @@ class Reader:
         return [state for id_ in ids if (state := self.project(id_)) is not None]
 
     def project(self, id_: bytes) -> ProjectState | None:
-        state: ProjectState | None = None
-        for (frame,) in self._db.execute(
-            "SELECT frame FROM entry JOIN feed USING (feed)"
-            " WHERE project = ? AND kind IN (?, ?, ?) ORDER BY arrival",
-            (id_, Kind.PROJECT, Kind.VOUCH, Kind.REVOKE),
-        ):
-            entry = decode_frame(frame)
-            state = advance(state, entry, decode_payload(entry))
-        return state
+        """What the project's record says now, as its undisputed entries here give it."""
+        entries = [decode_frame(frame) for (frame,) in self._db.execute(RIGHTS, (id_,))]
+        return fold((entry, decode_payload(entry)) for entry in entries)
 
     def jobs(self, project: bytes | None = None) -> list[JobRow]:
         """Jobs, the latest announced first."""
@@ -197,9 +198,20 @@ class Reader:
     # --- results ---------------------------------------------------------------------------
 
     def forked(self, project: bytes) -> frozenset[bytes]:
-        """Authors with a proven fork in this project: their results weigh nothing."""
-        rows = self._db.execute("SELECT author FROM fork_evidence WHERE project = ?", (project,))
-        return frozenset(row[0] for row in rows)
+        """Authors with a proven fork in this project: their results weigh nothing.
+
+        A vouch that is later than both histories says that a maintainer trusts the key again.
+        """
+        state = self.project(project)
+        vouched = {} if state is None else state.vouched
+        rows = self._db.execute(
+            "SELECT author, first, second FROM fork_evidence WHERE project = ?", (project,)
+        )
+        return frozenset(
+            author
+            for author, first, second in rows
+            if vouched.get(author, -1) <= max(unpack_header(first).time, unpack_header(second).time)
+        )
 
     def cells(self, job: JobRow, policy: ReaderPolicy) -> list[CellRow]:
         """Every cell of a job, in the matrix's order, with verdict and outcomes."""
@@ -217,7 +229,12 @@ class Reader:
         for id_, python, services, factors in rows:
             mine = results.get(id_, [])
             finding = judge_cell(
-                [_as_run(order, row) for order, row in enumerate(mine) if not row.disputed],
+                [
+                    _as_run(order, row)
+                    for order, row in enumerate(mine)
+                    if not row.disputed
+                    and not (state is not None and state.is_revoked(row.author, row.time))
+                ],
                 policy,
                 operators=operators,
                 forked=forked,
@@ -240,7 +257,7 @@ class Reader:
             " feed.forked_at IS NOT NULL AND entry.seq >= feed.forked_at"
             " FROM result JOIN author ON author.author = result.author"
             " JOIN entry USING (arrival) JOIN feed USING (feed)"
-            " WHERE result.job = ? ORDER BY author.key, entry.feed, entry.seq",
+            " WHERE result.job = ? ORDER BY author.key, entry.time, feed.nonce, entry.seq",
             (job,),
         )
         found = []
@@ -265,6 +282,7 @@ class Reader:
                         environment=environment,
                         seconds=result.seconds,
                         disputed=bool(disputed),
+                        time=entry.header.time,
                         result=result,
                     ),
                 )

@@ -49,10 +49,12 @@ from ponyswarm.messages import (
     Kind,
     Project,
     Result,
+    Revoke,
     Status,
+    Vouch,
     Withdraw,
 )
-from ponyswarm.policy import ProjectState, advance, refusal
+from ponyswarm.policy import ProjectState, advance, fold, has_force, refusal
 
 SCHEMA_VERSION = 1
 
@@ -63,6 +65,12 @@ MAX_FEEDS_PER_AUTHOR = 32
 MAX_BYTES_PER_FEED = 64 << 20
 
 FORKED = b"forked\0\0"
+
+# The entries that a project's rights rest on: undisputed records, vouches and revocations.
+RIGHTS = """
+    SELECT frame FROM entry JOIN feed USING (feed)
+    WHERE project = ? AND kind IN (1, 6, 7) AND (forked_at IS NULL OR seq < forked_at)
+"""
 
 
 def connect(path: Path, *, synchronous: str) -> sqlite3.Connection:
@@ -214,13 +222,12 @@ class Store:
                 entry.frame,
             ),
         ).lastrowid
-        self._states[project] = advance(state, entry, payload)
+        disputed = self._is_disputed(feed, header.seq)
+        if not disputed:
+            self._states[project] = advance(state, entry, payload)
         match payload:
-            case Project():
-                self._db.execute(
-                    "INSERT OR REPLACE INTO project VALUES (?, ?, ?, ?)",
-                    (project, payload.name, payload.url, header.time),
-                )
+            case Project() | Vouch() | Revoke():
+                self._rights_changed(project)
             case Announce():
                 self._keep_job(entry, payload, author)
                 self._db.executemany(
@@ -237,11 +244,9 @@ class Store:
                         for position, cell in enumerate(job_cells)
                     ],
                 )
+                self._keep_withdrawal(state, entry, payload, disputed=disputed)
             case Withdraw():
-                self._db.execute(
-                    "INSERT OR IGNORE INTO withdrawal VALUES (?, ?, ?)",
-                    (project, payload.job, payload.reason),
-                )
+                self._keep_withdrawal(state, entry, payload, disputed=disputed)
             case Result():
                 self._keep_result(payload, author, arrival)
             case Fork():
@@ -269,8 +274,9 @@ class Store:
 
     def _open_feed(self, entry: Entry, project: bytes, author: int) -> int:
         forked = self._db.execute(
-            "SELECT min(seq) FROM fork_evidence WHERE project = ? AND author = ? AND nonce = ?",
-            (project, entry.header.author, entry.header.nonce),
+            "SELECT min(seq) FROM fork_evidence WHERE project = ? AND author = ? AND nonce = ?"
+            " AND NOT ?",
+            (project, entry.header.author, entry.header.nonce, entry.is_genesis),
         ).fetchone()[0]
         feed = self._db.execute(
             "INSERT INTO feed (author, project, genesis, nonce, height, bytes, head, head_time,"
@@ -319,11 +325,61 @@ class Store:
             ),
         )
 
+    def _is_disputed(self, feed: int, seq: int) -> bool:
+        forked = self._db.execute("SELECT forked_at FROM feed WHERE feed = ?", (feed,)).fetchone()[
+            0
+        ]
+        return forked is not None and seq >= forked
+
+    def _rights_changed(self, project: bytes) -> None:
+        """Derive again what rests on the project's rights: its record and what ends its jobs."""
+        state = self.state(project)
+        if state is None:
+            return
+        record = state.record
+        updated = state.records[-1][0] or state.said[0].time
+        self._db.execute(
+            "INSERT OR REPLACE INTO project VALUES (?, ?, ?, ?)",
+            (project, record.name, record.url, updated),
+        )
+        self._db.execute("DELETE FROM withdrawal WHERE project = ?", (project,))
+        rows = self._db.execute(
+            "SELECT frame, forked_at IS NOT NULL AND seq >= forked_at"
+            " FROM entry JOIN feed USING (feed) WHERE project = ? AND kind IN (?, ?)"
+            " ORDER BY time, id",
+            (project, Kind.ANNOUNCE, Kind.WITHDRAW),
+        ).fetchall()
+        for frame, disputed in rows:
+            entry = decode_frame(frame)
+            payload = decode_payload(entry)
+            assert isinstance(payload, Announce | Withdraw)
+            self._keep_withdrawal(state, entry, payload, disputed=bool(disputed))
+
+    def _keep_withdrawal(
+        self,
+        state: ProjectState | None,
+        entry: Entry,
+        payload: Announce | Withdraw,
+        *,
+        disputed: bool,
+    ) -> None:
+        """What ends a job: its withdrawal, or that its announcement has no force."""
+        force = not disputed and state is not None and has_force(state, entry, payload)
+        if isinstance(payload, Withdraw) and force:
+            job, reason = payload.job, payload.reason
+        elif isinstance(payload, Announce) and not force:
+            job, reason = entry.id, "the key that announced it had no right to"
+        else:
+            return
+        self._db.execute(
+            "INSERT OR IGNORE INTO withdrawal VALUES (?, ?, ?)", (entry.namespace, job, reason)
+        )
+
     def _keep_evidence(self, project: bytes, first: SignedHeader, second: SignedHeader) -> None:
         # The halves are ordered by id, so that every node keeps the same row.
         low, high = sorted((first, second), key=lambda half: half.id)
         header = low.header
-        self._db.execute(
+        kept = self._db.execute(
             "INSERT OR IGNORE INTO fork_evidence VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 header.author,
@@ -335,12 +391,18 @@ class Store:
                 high.raw,
                 high.signature,
             ),
-        )
+        ).rowcount
+        if not kept:
+            return
         self._db.execute(
             "UPDATE feed SET forked_at = min(ifnull(forked_at, ?), ?) WHERE project = ?"
-            " AND nonce = ? AND author = (SELECT author FROM author WHERE key = ?)",
+            " AND nonce = ? AND author = (SELECT author FROM author WHERE key = ?)"
+            " AND NOT genesis",
             (header.seq, header.seq, project, header.nonce, header.author),
         )
+        # What the author directed from there on has no force any more.
+        self._states.pop(project, None)
+        self._rights_changed(project)
 
     # --- reading what the node needs ------------------------------------------------------
 
@@ -352,16 +414,18 @@ class Store:
             self._states.clear()
             self._seen_version = version
         if project not in self._states:
-            state: ProjectState | None = None
-            for (frame,) in self._db.execute(
-                "SELECT frame FROM entry JOIN feed USING (feed)"
-                " WHERE project = ? AND kind IN (?, ?, ?) ORDER BY arrival",
-                (project, Kind.PROJECT, Kind.VOUCH, Kind.REVOKE),
-            ):
-                entry = decode_frame(frame)
-                state = advance(state, entry, decode_payload(entry))
-            self._states[project] = state
+            entries = [decode_frame(frame) for (frame,) in self._db.execute(RIGHTS, (project,))]
+            self._states[project] = fold((entry, decode_payload(entry)) for entry in entries)
         return self._states[project]
+
+    def count(self) -> int:
+        """How many entries there are (arrivals rise by one and none is ever removed)."""
+        return int(self._db.execute("SELECT ifnull(max(arrival), 0) FROM entry").fetchone()[0])
+
+    def ended(self, project: bytes) -> frozenset[bytes]:
+        """The jobs that nobody should run: withdrawn, or announced without the right to."""
+        rows = self._db.execute("SELECT job FROM withdrawal WHERE project = ?", (project,))
+        return frozenset(row[0] for row in rows)
 
     def holds(self, id_: bytes) -> bool:
         return self.entry(id_) is not None
@@ -375,10 +439,14 @@ class Store:
         return None
 
     def frontier(self, project: bytes) -> dict[FeedRef, FeedMark]:
-        """How far each feed of a project goes here. A forked one is the same for everybody."""
+        """How far each feed of a project goes here. A forked one is the same for everybody.
+
+        One that is forked from its first entry on is left out: nothing of it stands, and
+        who knows only the proof has no such feed.
+        """
         rows = self._db.execute(
             "SELECT key, nonce, genesis, height, head, forked_at FROM feed"
-            " JOIN author USING (author) WHERE project = ?",
+            " JOIN author USING (author) WHERE project = ? AND ifnull(forked_at, 1) > 0",
             (project,),
         )
         return {

@@ -109,22 +109,24 @@ def judge(
 def _judge_comparable(
     runs: list[Run], policy: ReaderPolicy, operator_of: Mapping[bytes, str]
 ) -> Finding:
-    by_digest: dict[bytes, list[Run]] = {}
+    # The counts are part of what a run says: a copied digest with other counts is no support.
+    by_outcome: dict[tuple[bytes, int, int], list[Run]] = {}
     for run in runs:
-        by_digest.setdefault(run.digest, []).append(run)
+        by_outcome.setdefault((run.digest, run.failed, run.total), []).append(run)
     voices = {
-        digest: {operator_of[run.author] for run in group} for digest, group in by_digest.items()
+        outcome: {operator_of[run.author] for run in group} for outcome, group in by_outcome.items()
     }
     # Ties are broken by digest only to have one answer everywhere; a tie is never confirmed.
-    digest = max(by_digest, key=lambda d: (len(voices[d]), d))
-    group = by_digest[digest]
+    order = sorted(by_outcome, key=lambda outcome: (-len(voices[outcome]), outcome))
+    group = by_outcome[order[0]]
     everyone = set().union(*voices.values())
-    agree, of = len(voices[digest]), len(everyone)
+    agree, of = len(voices[order[0]]), len(everyone)
+    is_tie = len(order) > 1 and len(voices[order[1]]) == agree
     sample = group[0]
-    if agree >= policy.agreeing and 2 * agree > of:
+    if agree >= policy.agreeing and 2 * agree > of and not is_tie:
         bad = sample.failed > 0
         verdict = Verdict.CONFIRMED_FAIL if bad else Verdict.CONFIRMED_PASS
-    elif len(by_digest) > 1:
+    elif len(by_outcome) > 1:
         verdict = Verdict.DISPUTED
     else:
         verdict = Verdict.UNCONFIRMED
@@ -134,9 +136,9 @@ def _judge_comparable(
         of=of,
         tests=sample.total,
         failed=sample.failed,
-        digest=digest,
+        digest=sample.digest,
         supporters=tuple(sorted(run.author for run in group)),
-        dissent=tuple(sorted(run.author for run in runs if run.digest != digest)),
+        dissent=tuple(sorted(run.author for run in runs if run not in group)),
     )
 
 

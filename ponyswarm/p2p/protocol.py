@@ -10,7 +10,7 @@ tests in ``tests/sim`` run many of these against each other on a virtual clock.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ponyswarm.codec import cell_id, comparable, encode_gossip
@@ -61,6 +61,8 @@ DIRECTORY = "/ponyswarm/1/directory"
 _PROJECT_TOPIC = "/ponyswarm/1/p/"
 
 PULL_EVERY_MS = 60_000
+# A peer is asked again about a project at the earliest after this.
+PULL_PAUSE_MS = 1_000
 DIRECTORY_EVERY_MS = 600_000
 # A change of our offer is told at once, but not more often than this.
 OFFER_PAUSE_MS = 500
@@ -110,6 +112,7 @@ class _Job:
     cells: dict[bytes, CellState]
     points: dict[bytes, Cell]
     withdrawn: bool = False
+    first_claim: int | None = None
 
 
 @dataclass(slots=True)
@@ -155,7 +158,8 @@ class Protocol:
         self._projects: dict[bytes, _Project] = {}
         self._jobs: dict[bytes, _Job] = {}
         self._orphans: dict[bytes, list[tuple[bytes, bytes, Done]]] = {}
-        self._withdrawn: set[bytes] = set()
+        self._withdrawn: set[tuple[bytes, bytes]] = set()
+        self._pull_later: dict[tuple[bytes, bytes], int] = {}
         self._mine: dict[bytes, Mine] = {}
         self._blocked: dict[bytes, int] = {}
         self._pulled: dict[tuple[bytes, bytes], int] = {}
@@ -188,6 +192,12 @@ class Protocol:
         """(project, announcement) of an open job."""
         job = self._jobs.get(id_)
         return None if job is None else (job.project, job.announce)
+
+    def first_claims(self) -> dict[bytes, int]:
+        """When the first claim of each open job was heard here."""
+        return {
+            id_: job.first_claim for id_, job in self._jobs.items() if job.first_claim is not None
+        }
 
     def cell(self, job: bytes, cell: bytes) -> Cell | None:
         found = self._jobs.get(job)
@@ -277,15 +287,18 @@ class Protocol:
 
     def disconnected(self, peer: bytes, now: int) -> list[Effect]:
         self._peers.pop(peer, None)
-        for key in [key for key in self._pulled if key[0] == peer]:
-            del self._pulled[key]
+        for times in (self._pulled, self._pull_later):
+            for key in [key for key in times if key[0] == peer]:
+                del times[key]
         return []
 
     def _pull(self, peer: bytes, project: bytes, now: int) -> list[Effect]:
         # A peer that makes us see gaps on purpose must not keep us pulling without pause.
         last = self._pulled.get((peer, project))
-        if last is not None and now - last < 1_000:
+        if last is not None and now - last < PULL_PAUSE_MS:
+            self._pull_later[peer, project] = last + PULL_PAUSE_MS
             return []
+        self._pull_later.pop((peer, project), None)
         self._pulled[peer, project] = now
         return [Pull(peer, project)]
 
@@ -334,13 +347,18 @@ class Protocol:
             return []
         leases = {key: until for key, until in cell.leases.items() if until > now}
         if claim.until > now:
+            if job.first_claim is None:
+                job.first_claim = now
             if origin not in leases and len(leases) >= MAX_LEASES_PER_CELL:
                 return []
             leases[origin] = min(claim.until, now + LONGEST_LEASE_MS)
             job.cells[cell.id] = replace(cell, leases=leases)
-        else:
-            leases.pop(origin, None)
+        elif origin in leases:
+            # Who holds nothing gives nothing back: it would only make the others wait again.
+            del leases[origin]
             job.cells[cell.id] = replace(cell, leases=leases, vacant_since=now)
+        else:
+            return []
         self._choose_at = now
         return []
 
@@ -371,20 +389,40 @@ class Protocol:
             case Announce() if entry.id not in self._jobs:
                 effects += self._announced(entry, payload, givers, known.trusted, now)
             case Withdraw():
-                self._withdrawn.add(payload.job)
+                self._withdrawn.add((project, payload.job))
                 job = self._jobs.get(payload.job)
                 if job is not None and job.project == project:
                     job.withdrawn = True
-                    effects += [
-                        Stop(cell, "its maintainer withdrew the job")
-                        for cell, mine in self._mine.items()
-                        if mine.job == payload.job
-                    ]
+                    effects += self._stop_job(payload.job)
             case Result():
                 effects += self._resulted(entry, payload, project, givers, now)
             case _:
                 pass
         return effects
+
+    def ended(self, project: bytes, jobs: Collection[bytes], now: int) -> list[Effect]:
+        """The ledger says which jobs of a project are over: withdrawn, or without force.
+
+        To be told whenever rights changed: a record, a revocation, a proven fork. A job that
+        is not among ``jobs`` (any more) is open.
+        """
+        self._withdrawn = {key for key in self._withdrawn if key[0] != project}
+        self._withdrawn |= {(project, job) for job in jobs}
+        effects: list[Effect] = []
+        for id_, job in self._jobs.items():
+            if job.project == project and job.withdrawn != (id_ in jobs):
+                job.withdrawn = id_ in jobs
+                self._choose_at = now
+                if job.withdrawn:
+                    effects += self._stop_job(id_)
+        return effects
+
+    def _stop_job(self, job: bytes) -> list[Effect]:
+        return [
+            Stop(cell, "its maintainer withdrew the job")
+            for cell, mine in self._mine.items()
+            if mine.job == job
+        ]
 
     def _announced(
         self,
@@ -415,7 +453,7 @@ class Protocol:
             entry.header.time,
             states,
             points,
-            withdrawn=entry.id in self._withdrawn,
+            withdrawn=(entry.namespace, entry.id) in self._withdrawn,
         )
         self._jobs[entry.id] = job
         for cell, project, done in self._orphans.pop(entry.id, ()):
@@ -607,6 +645,11 @@ class Protocol:
 
     def _pull_due(self, now: int) -> list[Effect]:
         effects: list[Effect] = []
+        for (peer, project), due in list(self._pull_later.items()):
+            if due <= now:
+                del self._pull_later[peer, project]
+                if project in self._projects:
+                    effects += self._pull(peer, project, now)
         for peer, due in self._peers.items():
             if due <= now:
                 self._peers[peer] = now + self._jittered(PULL_EVERY_MS)
