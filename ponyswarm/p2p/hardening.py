@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import SupportsIndex
+from weakref import WeakSet
 
 import libp2p.network.connection.swarm_connection as swarm_connection
 import libp2p.stream_muxer.yamux.yamux as yamux
@@ -666,6 +667,7 @@ class FencedSwarm(Swarm):  # type: ignore[misc]
         self._limits = limits
         self._referee = referee
         self.door = Doorkeeper(limits)
+        self._sockets: WeakSet[trio.SocketStream] = WeakSet()
         self.notifees.clear()  # The tag store's; nothing here is tagged.
         self.auto_connector = self.connection_pruner = _Idle()
 
@@ -712,6 +714,7 @@ class FencedSwarm(Swarm):  # type: ignore[misc]
         if len(self.get_connections()) >= self._limits.connections:
             raise SwarmException("there are too many connections")
         stream = await trio.open_tcp_stream(host, port)
+        self._sockets.add(stream)
         try:
             raw = RawConnection(BoundedTCP(stream), True)
             await self.upgrade_outbound_raw_conn(raw, peer_identity(key))
@@ -719,6 +722,15 @@ class FencedSwarm(Swarm):  # type: ignore[misc]
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
             raise
+
+    def drop_sockets(self) -> None:
+        """Close what is left of dialled connections, when the network closes.
+
+        libp2p forgets the socket of a connection whose two ends close at once, as the
+        task that would close it is cancelled.
+        """
+        for stream in list(self._sockets):
+            stream.socket.close()
 
     async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> INetConn:
         peer = peer_key(muxed_conn.peer_id)

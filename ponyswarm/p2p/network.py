@@ -421,8 +421,9 @@ async def open_network(
                         yield network
                     finally:
                         await network._shut()
-                        nursery.cancel_scope.cancel()
             finally:
+                nursery.cancel_scope.cancel()
+                network._swarm.drop_sockets()
                 network._pubsub.stop_sweeping()
                 network._send.close()
     except BaseExceptionGroup as group:
