@@ -1,0 +1,346 @@
+"""An honest author never forks: crashes, backups, copies, clocks, two processes at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from authors import NOW, Author, digest, project_record
+
+from ponyswarm.codec import ZERO, decode_entry, decode_payload
+from ponyswarm.errors import InfraError, PeerError
+from ponyswarm.keys import SecretKey
+from ponyswarm.ledger.chain import FUTURE_MS, Accept
+from ponyswarm.ledger.journal import Journal
+from ponyswarm.ledger.store import Store
+from ponyswarm.messages import Entry, Withdraw
+
+KEY = SecretKey(bytes([3]) * 32)
+PROJECT = digest("project")
+
+
+def open_journal(home: Path, fence: Path | None = None, machine: str = "here") -> Journal:
+    return Journal(
+        home / "journal",
+        fence=fence or home.parent / "fence",
+        key=KEY,
+        machine=machine,
+        nonce=lambda: os.urandom(8),
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def say(journal: Journal, text: str, now: int = NOW) -> Entry:
+    return journal.sign(Withdraw(job=digest(text)), project=PROJECT, now=now)
+
+
+def places(entries: Iterable[Entry]) -> Counter[tuple[bytes, int]]:
+    """How many different entries there are at each place."""
+    unique = {(entry.header.nonce, entry.header.seq, entry.id) for entry in entries}
+    return Counter((nonce, seq) for nonce, seq, _ in unique)
+
+
+def continues(entry: Entry) -> bytes | None:
+    payload = decode_payload(entry)
+    assert payload is not None
+    return payload.continues
+
+
+def test_a_journal_signs_one_chain(home):
+    journal = open_journal(home)
+    entries = [say(journal, str(i)) for i in range(5)]
+    assert [entry.header.seq for entry in entries] == list(range(5))
+    assert [entry.header.prev for entry in entries[1:]] == [entry.id for entry in entries[:-1]]
+    assert [entry for _, entry in journal.since(0)] == entries
+    assert [number for number, _ in journal.since(3)] == [4, 5]
+    assert journal.position == 5
+    assert journal.holds(entries[2].id)
+    assert not journal.holds(ZERO)
+    journal.close()
+
+
+def test_a_chain_goes_on_when_the_journal_is_opened_again(home):
+    for number in range(3):
+        journal = open_journal(home)
+        assert say(journal, str(number)).header.seq == number
+        assert not journal.reopened
+        journal.close()
+
+
+def test_each_genesis_is_a_feed_of_its_own(home, tmp_path):
+    journal = open_journal(home)
+    ledger = Store(tmp_path / "ledger")
+    record = project_record(Author(3), name="x")
+    one = journal.sign(record, project=ZERO, now=NOW)
+    two = journal.sign(record, project=ZERO, now=NOW)
+    assert one.id != two.id
+    first = journal.sign(Withdraw(job=PROJECT), project=one.id, now=NOW)
+    second = journal.sign(Withdraw(job=PROJECT), project=two.id, now=NOW)
+    assert (first.header.seq, second.header.seq) == (0, 0)
+    assert ledger.append_all([one, two, first, second], NOW) == [Accept()] * 4
+    journal.close()
+    ledger.close()
+
+
+def test_a_restored_backup_opens_a_new_feed(home, tmp_path):
+    journal = open_journal(home)
+    handed_out = [say(journal, "a")]
+    journal.close()
+    shutil.copytree(home, tmp_path / "backup")
+    journal = open_journal(home)
+    handed_out += [say(journal, "b"), say(journal, "c")]
+    journal.close()
+    shutil.rmtree(home)
+    shutil.copytree(tmp_path / "backup", home)
+    journal = open_journal(home)
+    assert journal.reopened
+    fresh = say(journal, "d")
+    assert fresh.header.seq == 0
+    assert fresh.header.nonce != handed_out[0].header.nonce
+    assert continues(fresh) == handed_out[0].id
+    assert say(journal, "e").header.prev == fresh.id
+    assert set(places([*handed_out, fresh]).values()) == {1}
+    journal.close()
+
+
+def test_a_backup_written_over_the_same_file_opens_a_new_feed(home, tmp_path):
+    journal = open_journal(home)
+    say(journal, "a")
+    journal.close()
+    shutil.copyfile(home / "journal", tmp_path / "backup")
+    journal = open_journal(home)
+    say(journal, "b")
+    journal.close()
+    shutil.copyfile(tmp_path / "backup", home / "journal")
+    journal = open_journal(home)
+    assert journal.reopened
+    assert say(journal, "c").header.seq == 0
+    journal.close()
+
+
+def test_a_copied_home_opens_a_new_feed_and_the_original_goes_on(home, tmp_path):
+    fence = home / "fence"  # Even when the fence is copied with it.
+    journal = open_journal(home, fence)
+    first = say(journal, "a")
+    journal.close()
+    shutil.copytree(home, tmp_path / "copy")
+    original, copy = (
+        open_journal(home, fence),
+        open_journal(tmp_path / "copy", tmp_path / "copy" / "fence"),
+    )
+    assert copy.reopened
+    assert not original.reopened
+    entries = [first, say(original, "b"), say(copy, "c"), say(original, "d"), say(copy, "e")]
+    assert set(places(entries).values()) == {1}
+    assert continues(entries[2]) == first.id
+    assert entries[3].header.seq == 2
+    original.close()
+    copy.close()
+
+
+def test_another_machine_opens_a_new_feed(home):
+    journal = open_journal(home)
+    say(journal, "a")
+    journal.close()
+    journal = open_journal(home, machine="elsewhere")
+    assert say(journal, "b").header.seq == 0
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["lost", "empty", "no JSON", "a list", "another type", "a field missing", "no text"],
+)
+def test_a_fence_that_says_nothing_opens_a_new_feed(home, damage):
+    journal = open_journal(home)
+    say(journal, "a")
+    journal.close()
+    fence = home.parent / "fence"
+    facts = json.loads(fence.read_text())
+    if damage == "lost":
+        fence.unlink()
+    else:
+        fence.write_bytes(
+            {
+                "empty": b"",
+                "no JSON": b"{",
+                "a list": b"[]",
+                "another type": json.dumps({**facts, "position": "1"}).encode(),
+                "a field missing": json.dumps({"machine": "here"}).encode(),
+                "no text": b"\xff\xfe\x00",
+            }[damage]
+        )
+    journal = open_journal(home)
+    assert journal.reopened
+    assert say(journal, "b").header.seq == 0
+    assert say(journal, "c").header.seq == 1
+    journal.close()
+
+
+def test_a_fence_lost_while_the_journal_is_open_opens_a_new_feed(home):
+    journal = open_journal(home)
+    first = say(journal, "a")
+    (home.parent / "fence").unlink()
+    fresh = say(journal, "b")
+    assert (fresh.header.seq, continues(fresh)) == (0, first.id)
+    journal.close()
+
+
+def test_a_lost_journal_starts_anew(home):
+    journal = open_journal(home)
+    first = say(journal, "a")
+    journal.close()
+    for file in home.iterdir():
+        file.unlink()
+    journal = open_journal(home)
+    fresh = say(journal, "b")
+    assert fresh.header.seq == 0
+    assert fresh.header.nonce != first.header.nonce
+    journal.close()
+
+
+def test_a_clock_set_back_does_not_make_time_fall(home):
+    journal = open_journal(home)
+    say(journal, "a", NOW)
+    second = say(journal, "b", NOW - 60_000)
+    assert (second.header.seq, second.header.time) == (1, NOW)
+    journal.close()
+
+
+def test_a_clock_that_ran_far_ahead_does_not_hold_the_feed_back_for_ever(home):
+    journal = open_journal(home)
+    ahead = say(journal, "a", NOW + 10 * FUTURE_MS)
+    fresh = say(journal, "b", NOW)
+    assert (fresh.header.seq, fresh.header.time) == (0, NOW)
+    assert continues(fresh) == ahead.id
+    assert say(journal, "c", NOW).header.seq == 1
+    journal.close()
+
+
+def test_a_closed_feed_is_never_extended(home):
+    journal = open_journal(home)
+    first = say(journal, "a")
+    journal.close_feed(PROJECT)
+    fresh = say(journal, "b")
+    assert (fresh.header.seq, continues(fresh)) == (0, first.id)
+    journal.close()
+
+
+def test_what_breaks_the_format_is_not_signed_and_takes_no_place(home):
+    journal = open_journal(home)
+    say(journal, "a")
+    with pytest.raises(PeerError, match="bad-payload"):
+        journal.sign(Withdraw(job=PROJECT, reason="x" * 501), project=PROJECT, now=NOW)
+    assert say(journal, "b").header.seq == 1
+    journal.close()
+
+
+def test_a_fence_that_cannot_be_written_publishes_nothing_and_loses_nothing(home, monkeypatch):
+    journal = open_journal(home)
+    say(journal, "a")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "replace", full)
+        with pytest.raises(InfraError, match="nothing was published"):
+            say(journal, "b")
+    third = say(journal, "c")
+    assert third.header.seq == 2
+    chain = [entry for _, entry in journal.since(0)]
+    assert [entry.header.seq for entry in chain] == [0, 1, 2]
+    journal.close()
+
+
+def test_a_full_disk_signs_nothing_and_is_no_end(home):
+    journal = open_journal(home)
+    first = say(journal, "a")
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+    handed_out = [first]
+    with pytest.raises(InfraError):  # noqa: PT012
+        for number in range(500):
+            handed_out.append(say(journal, str(number)))
+    journal._db.execute(f"PRAGMA max_page_count = {pages + 500}")
+    handed_out.append(say(journal, "after"))
+    assert [entry.header.seq for entry in handed_out] == list(range(len(handed_out)))
+    journal.close()
+
+
+SIGNER = """
+import os, sys
+from pathlib import Path
+from ponyswarm.keys import SecretKey
+from ponyswarm.ledger.journal import Journal
+from ponyswarm.messages import Withdraw
+
+home, number = Path(sys.argv[1]), sys.argv[2]
+journal = Journal(home / "journal", fence=home.parent / "fence", key=SecretKey(bytes([3]) * 32),
+                  machine="here", nonce=lambda: os.urandom(8))
+for i in range(int(sys.argv[3])):
+    entry = journal.sign(Withdraw(job=bytes(32), reason=f"{number}.{i}"),
+                         project=bytes.fromhex(sys.argv[4]), now=1_800_000_000_000 + i)
+    os.write(1, entry.frame.hex().encode() + b"\\n")
+"""
+
+
+def start_signer(home: Path, number: int, count: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SIGNER, str(home), str(number), str(count), PROJECT.hex()],
+        stdout=subprocess.PIPE,
+    )
+
+
+def handed_out_by(output: bytes) -> list[Entry]:
+    """Whole lines only: what was cut was never handed out in full."""
+    lines = output.split(b"\n")[:-1]
+    return [decode_entry(bytes.fromhex(line.decode())) for line in lines]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_killed_at_any_moment_it_never_signs_two_entries_for_one_place(home):
+    chance = random.Random(int(os.environ.get("PONYSWARM_SEED", "7")))
+    handed_out: list[Entry] = []
+    for number in range(25):
+        process = start_signer(home, number, 100_000)
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        time.sleep(chance.uniform(0, 0.03))
+        process.send_signal(signal.SIGKILL)
+        handed_out += handed_out_by(first + process.stdout.read())
+        process.stdout.close()
+        process.wait()
+    journal = open_journal(home)
+    held = [entry for _, entry in journal.since(0)]
+    assert len(handed_out) > 50
+    assert set(places([*held, *handed_out]).values()) == {1}
+    assert {entry.id for entry in handed_out} <= {entry.id for entry in held}
+    # A mere kill is no reason for a new feed: durable before visible makes it none.
+    assert len({entry.header.nonce for entry in held}) == 1
+    journal.close()
+
+
+def test_two_processes_that_sign_at_once_share_one_chain(home):
+    processes = [start_signer(home, number, 40) for number in range(3)]
+    handed_out = [
+        entry for process in processes for entry in handed_out_by(process.communicate()[0])
+    ]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert sorted(entry.header.seq for entry in handed_out) == list(range(120))
+    assert len({entry.header.nonce for entry in handed_out}) == 1
