@@ -1,0 +1,383 @@
+"""Environments: an interpreter plus hash-pinned wheels, made once, shared read-only.
+
+virtualenv runs in this process, without seeds (a hundredth of a second); one ``uv pip
+install`` fetches wheels by hash, the only step with a network, and runs nothing of
+them. Once wheels are in, the environment's Python must never run outside a sandbox:
+``.pth`` files execute. The project is built and installed inside the sandbox, offline,
+and comes out as a tar that is unpacked as carefully as any stranger's. Everything is
+cached under what made it, completed by a rename, and mounted read-only at fixed paths.
+Called by `executor`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from ponyswarm.errors import InfraError, PeerError
+from ponyswarm.exec import index, process, source
+from ponyswarm.exec.interpreters import Installed
+from ponyswarm.exec.outcome import Broken
+from ponyswarm.exec.process import Channel, Ended, Patience
+from ponyswarm.exec.sandbox import Sandbox
+from ponyswarm.messages import Reason
+
+# Part of every cache key: raise it when what an environment contains changes.
+FORMAT = 1
+INSTALL_SECONDS = 900.0
+BUILD_SECONDS = 1800.0
+MAX_INSTALLED = 1 << 30
+MAX_LOCK = 4 << 20
+MAX_PINS = 2000
+REPORT_FOLDER = "/project/report"
+# One line, because a .pth line is a statement; silent where the reporter is not mounted.
+START_UP = (
+    f"import os, sys; os.path.isfile('{REPORT_FOLDER}/_ponyswarm_site.py') and "
+    f"(sys.path.append('{REPORT_FOLDER}') or __import__('_ponyswarm_site'))\n"
+)
+_HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
+
+BUILD = """\
+set -eu
+cp -R --preserve=mode,timestamps,links /source /project/src
+cd /project/src
+/tools/uv build --wheel --no-build-isolation --offline --no-config --no-progress --color never \
+    --python /env/bin/python --out-dir /project/out .
+/tools/uv pip install --python /env/bin/python --target /project/install --no-deps --offline \
+    --no-index --no-config --no-progress --color never --link-mode=copy /project/out/*.whl
+tar -c -f - -C /project/install . > /channels/installed
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One locked package: a canonical name, an exact version, the hashes of its files."""
+
+    name: str
+    version: str
+    hashes: tuple[str, ...]
+
+
+def parse_lock(text: str) -> tuple[Pin, ...]:
+    """The pins of a lock; `PeerError` ("bad-lock") for anything but exact, hashed names.
+
+    A lock is a stranger's, and a requirements file could otherwise name other indexes,
+    files of this machine, or source trees.
+    """
+    if len(text) > MAX_LOCK:
+        raise PeerError("bad-lock", "longer than allowed")
+    pins: list[Pin] = []
+    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+        words = re.sub(r"(^|\s)#.*", "", line).strip()
+        if not words:
+            continue
+        hashes = tuple(sorted(_HASH.findall(words)))
+        bare = _HASH.sub("", words).strip()
+        try:
+            requirement = Requirement(bare)
+        except InvalidRequirement as fault:
+            raise PeerError("bad-lock", f"not a pinned package: {bare[:100]!r}") from fault
+        specifiers = list(requirement.specifier)
+        exact = len(specifiers) == 1 and specifiers[0].operator == "=="
+        if requirement.url or not exact or not hashes or "*" in specifiers[0].version:
+            raise PeerError("bad-lock", f"neither exact nor hashed: {bare[:100]!r}")
+        if requirement.marker is not None:
+            raise PeerError("bad-lock", f"a lock is for one platform, so no marker: {bare[:100]!r}")
+        pins.append(Pin(canonicalize_name(requirement.name), specifiers[0].version, hashes))
+    if len(pins) > MAX_PINS or len({pin.name for pin in pins}) != len(pins):
+        raise PeerError("bad-lock", "too many packages, or one of them twice")
+    return tuple(sorted(pins, key=lambda pin: pin.name))
+
+
+def format_lock(pins: tuple[Pin, ...]) -> str:
+    """The one text of these pins: what caches are named by, and uv is given."""
+    return "".join(
+        f"{pin.name}=={pin.version}"
+        + "".join(f" --hash=sha256:{hash_}" for hash_ in pin.hashes)
+        + "\n"
+        for pin in pins
+    )
+
+
+def installed(*folders: Path) -> tuple[str, ...]:
+    """The sorted ``name==version`` lines of what is installed under these folders."""
+    return tuple(sorted({line for folder in folders for line in _distributions(folder)}))
+
+
+def _distributions(folder: Path) -> Iterator[str]:
+    places = [
+        folder,
+        *folder.glob("lib/python*/site-packages"),
+        *folder.glob("lib/pypy*/site-packages"),
+    ]
+    places += folder.glob("site-packages")
+    for place in places:
+        for path in place.glob("*.dist-info"):
+            name, _, version = path.name.removesuffix(".dist-info").partition("-")
+            yield f"{canonicalize_name(name)}=={version}"
+
+
+def uv_binary() -> str:
+    """The uv that came with this package."""
+    import uv
+
+    return uv.find_uv_bin()
+
+
+class Environments:
+    """The cache of environments and of installed projects, under one folder."""
+
+    def __init__(self, cache: Path) -> None:
+        self._environments = cache / "environments"
+        self._projects = cache / "projects"
+        self._uv_cache = cache / "uv"
+        self._app_data = cache / "virtualenv"
+        self._busy: dict[str, trio.Lock] = {}
+        self.uv = uv_binary()
+
+    async def environment(self, lock: str, interpreter: Installed) -> Path:
+        """The environment of a lock; made when it is not there. Raises `Broken` (install)."""
+        try:
+            text = format_lock(parse_lock(lock))
+        except PeerError as fault:
+            raise Broken(Reason.INSTALL, f"the lock is refused: {fault}") from fault
+        facts = (interpreter.path, interpreter.version, interpreter.build)
+        target = self._environments / _digest(text, *facts)
+        async with self._lock(target.name):
+            if not target.exists():
+                partial = _partial(target)
+                try:
+                    await self._make(partial, text, interpreter)
+                    _complete(partial, target)
+                finally:
+                    source.remove(partial)
+        return target
+
+    async def project(
+        self,
+        sandbox: Sandbox,
+        *,
+        tree: Path,
+        source_hash: bytes,
+        build_environment: Path,
+        interpreter: Installed,
+        settings: dict[str, str],
+        channels: Path,
+    ) -> Path:
+        """The project, built in a sandbox and installed into a folder of its own."""
+        facts = (
+            interpreter.path,
+            interpreter.version,
+            interpreter.build,
+            json.dumps(settings, sort_keys=True),
+        )
+        target = self._projects / _digest(source_hash.hex(), build_environment.name, *facts)
+        async with self._lock(target.name):
+            if not target.exists():
+                partial = _partial(target)
+                try:
+                    await self._build(sandbox, tree, build_environment, settings, channels, partial)
+                    _complete(partial, target)
+                finally:
+                    source.remove(partial)
+        return target
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half made."""
+        for folder in (self._environments, self._projects):
+            for path in folder.glob("*.partial-*"):
+                if not _alive(path.name.rpartition("-")[2]):
+                    source.remove(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    async def uv_run(self, arguments: list[str], seconds: float = INSTALL_SECONDS) -> Ended:
+        """Run uv outside the sandbox, with a network and an environment of our own."""
+        self._uv_cache.mkdir(parents=True, exist_ok=True)
+        return await process.run(
+            [self.uv, *arguments, "--cache-dir", str(self._uv_cache), "--no-progress"],
+            env={
+                **index.environment(),
+                "PATH": "/usr/bin:/bin",
+                "HOME": str(self._uv_cache),
+                "LANG": "C.UTF-8",
+                "NO_COLOR": "1",
+                "UV_NO_CONFIG": "1",
+                "UV_PYTHON_DOWNLOADS": "never",
+            },
+            patience=Patience(seconds=seconds),
+        )
+
+    async def _make(self, folder: Path, lock: str, interpreter: Installed) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._create(folder, interpreter)
+        requirements = folder.with_name(folder.name.replace(".partial-", ".txt.partial-"))
+        if lock:
+            requirements.write_text(lock)
+            try:
+                ended = await self.uv_run(
+                    [
+                        *("pip", "install", "--python", str(folder), "--no-deps"),
+                        *("--require-hashes", "--no-build", "--link-mode=copy", "--no-config"),
+                        *("-r", str(requirements)),
+                    ]
+                )
+            finally:
+                requirements.unlink(missing_ok=True)
+            if not ended.good:
+                raise Broken(Reason.INSTALL, "its dependencies do not install", ended.output)
+        for place in _site_packages(folder):
+            (place / "_ponyswarm.pth").write_text(START_UP)
+        settings = folder / "pyvenv.cfg"
+        # Only scripts written above had to be relocatable: the rest is made at /env itself.
+        kept = [line for line in settings.read_text().splitlines() if _is_kept(line)]
+        settings.write_text("\n".join(kept) + "\n")
+        await trio.to_thread.run_sync(_open_to_read, folder)
+
+    def _create(self, folder: Path, interpreter: Installed) -> None:
+        import virtualenv
+
+        arguments = [
+            *(str(folder), "--python", interpreter.path, "--no-seed", "--activators", ""),
+            *("--no-periodic-update", "--app-data", str(self._app_data), "--no-vcs-ignore"),
+        ]
+        try:
+            virtualenv.cli_run(arguments, setup_logging=False)
+        except (RuntimeError, OSError, SystemExit, ValueError) as fault:
+            detail = f"no environment for Python {interpreter.version}: {fault}"
+            raise Broken(Reason.INSTALL, detail) from fault
+        for place in _site_packages(folder):
+            # virtualenv's patch of distutils prints a SyntaxError on 3.6 and 3.7, and is
+            # of no use to an environment that nothing is installed into any more.
+            for name in ("_virtualenv.py", "_virtualenv.pth"):
+                (place / name).unlink(missing_ok=True)
+        with (folder / "pyvenv.cfg").open("a") as file:
+            file.write("relocatable = true\n")
+
+    async def _build(
+        self,
+        sandbox: Sandbox,
+        tree: Path,
+        build_environment: Path,
+        settings: dict[str, str],
+        channels: Path,
+        folder: Path,
+    ) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        archive = folder.with_name(folder.name.replace(".partial-", ".tar.partial-"))
+        room = MAX_INSTALLED
+        box = (
+            sandbox.with_read_only(build_environment, "/env")
+            .with_read_only(tree, "/source")
+            .with_read_only(self.uv, "/tools/uv")
+            .with_environment(
+                {
+                    **settings,
+                    "PATH": "/env/bin:/usr/bin:/bin",
+                    "UV_CACHE_DIR": "/tmp/uv",  # noqa: S108
+                    "UV_PYTHON_DOWNLOADS": "never",
+                }
+            )
+        )
+        with archive.open("wb") as file:
+
+            def keep(data: bytes) -> None:
+                nonlocal room
+                room -= len(data)
+                if room >= 0:
+                    file.write(data)
+
+            channel = Channel(channels / "installed", keep)
+            try:
+                confined = await box.run(
+                    ["/bin/sh", "-c", BUILD],
+                    patience=Patience(
+                        seconds=BUILD_SECONDS,
+                        silent_seconds=BUILD_SECONDS,
+                        output_bytes=sandbox.limits.output_bytes,
+                    ),
+                    channels=[channel],
+                    stop=lambda: room < 0,
+                )
+            finally:
+                channel.close()
+        try:
+            if confined.killed_for_memory:
+                detail = "building the project took more memory than allowed"
+                raise Broken(Reason.OUT_OF_MEMORY, detail, confined.ended.output)
+            if not confined.ended.good:
+                detail = "the project does not build"
+                raise Broken(Reason.INSTALL, detail, confined.ended.output)
+            try:
+                await trio.to_thread.run_sync(_unpack_installed, archive, folder)
+            except PeerError as fault:
+                raise Broken(Reason.INSTALL, f"the project's files are refused: {fault}") from fault
+        finally:
+            archive.unlink(missing_ok=True)
+
+    def _lock(self, name: str) -> trio.Lock:
+        return self._busy.setdefault(name, trio.Lock())
+
+
+def _unpack_installed(archive: Path, folder: Path) -> None:
+    source.unpack(archive, folder, max_bytes=MAX_INSTALLED)
+    _open_to_read(folder)
+
+
+def _site_packages(folder: Path) -> list[Path]:
+    return [
+        *folder.glob("lib/python*/site-packages"),
+        *folder.glob("lib/pypy*/site-packages"),
+        *folder.glob("site-packages"),
+    ]
+
+
+def _is_kept(line: str) -> bool:
+    """Not how it was made, which names the node's own paths."""
+    return line.split("=", 1)[0].strip() not in ("relocatable", "command", "virtualenv")
+
+
+def _digest(*facts: str) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, *facts]).encode()).hexdigest()[:40]
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f"{target.name}.partial-{os.getpid()}")
+
+
+def _complete(partial: Path, target: Path) -> None:
+    try:
+        partial.rename(target)
+    except OSError as fault:
+        # Another process of this home was quicker; its result is the same.
+        if not target.exists():
+            raise InfraError(f"{target.parent} cannot be written: {fault}") from fault
+
+
+def _open_to_read(folder: Path) -> None:
+    """Let the job's own id read everything, whatever the umask here."""
+    for root, folders, files in os.walk(folder):
+        for path in (Path(root), *(Path(root, name) for name in files)):
+            if not path.is_symlink():
+                mode = path.stat().st_mode
+                wanted = mode | 0o444 | (0o111 if mode & 0o100 else 0)
+                if wanted != mode:
+                    path.chmod(wanted)
+        folders[:] = [name for name in folders if not Path(root, name).is_symlink()]
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return int(pid) != os.getpid()

@@ -1,0 +1,444 @@
+"""Runs one cell: from a verified source archive to one status per test, in the sandbox.
+
+The steps: unpack, environment (the only network), build inside, tests inside, judge.
+What a job did is always an `Outcome`, typed and within its limits; only cancellation
+and faults of this program leave `Executor.run`. Everything of a run is torn down when
+it returns, and `sweep` removes at start what a killed node left. Called by the node
+and by ``ponyswarm run``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import trio
+
+from ponyswarm.errors import InfraError, LocalError, PeerError
+from ponyswarm.exec import cgroup, source
+from ponyswarm.exec.environment import REPORT_FOLDER, Environments, installed
+from ponyswarm.exec.interpreters import Installed
+from ponyswarm.exec.outcome import Broken, Outcome, Progress, TestOutcome
+from ponyswarm.exec.process import Channel, HeadTail, How, Patience
+from ponyswarm.exec.report import Report
+from ponyswarm.exec.resolve import resolve
+from ponyswarm.exec.runners import RUNNERS, Runner
+from ponyswarm.exec.sandbox import Confined, Holds, Limits, Sandbox
+from ponyswarm.messages import BAD_STATUSES, Cell, Environment, Lock, Reason, Spec, Status
+
+LOG_BYTES = 1 << 20
+COMMAND = "command"
+REPORT_CHANNEL = "/channels/report"
+SITE = "/project/site"
+_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_-]*(?:\.[a-z][a-z0-9_-]*)+)\}")
+
+# What is the same on every volunteer's machine.
+FIXED = {
+    "HOME": "/project/home",
+    "USER": "pony",
+    "LOGNAME": "pony",
+    "TMPDIR": "/tmp",  # noqa: S108
+    "LANG": "C.UTF-8",
+    "TZ": "UTC",
+    "PYTHONHASHSEED": "0",
+    "PYTHONUTF8": "1",
+    "PONYSWARM": "1",
+}
+
+ENTRY = """\
+echo '{"e":"entered"}' > /channels/report
+cp -R --preserve=mode,timestamps,links /source /project/src &&
+cp -R /overlay/. /project/src && cd /project/src && { "$@"; code=$?; } || code=${code:-125}
+stat -f -c '{"e":"space","free":%a,"size":%b}' /project /tmp /dev/shm > /channels/report
+exit "$code"
+"""
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is known of a run so far: enough for an outcome whenever it breaks."""
+
+    began: float
+    progress: Callable[[Progress], None]
+    log: HeadTail = field(default_factory=lambda: HeadTail(LOG_BYTES))
+    environment: Environment | None = None
+    report: Report | None = None
+
+    def step(self, name: str) -> None:
+        self.progress(Progress(step=name))
+        self.log.feed(f"--- {name}\n".encode())
+
+    def outcome(
+        self, reason: Reason | None, detail: str, tests: tuple[TestOutcome, ...]
+    ) -> Outcome:
+        culprit = self.report.culprit if reason is not None and self.report else ""
+        return Outcome(
+            state="completed" if reason is None else "broken",
+            reason=reason,
+            detail=detail[:500],
+            tests=tests,
+            environment=self.environment,
+            log=self.log.value[: LOG_BYTES + 100],
+            seconds=trio.current_time() - self.began,
+            culprit=culprit,
+        )
+
+
+class Executor:
+    """Runs cells on this machine; one object a node, any number of runs at once.
+
+    ``cache`` keeps environments and may be deleted at any time when idle; ``scratch``
+    holds what lives as long as a run. Two runs at once need different slots.
+    """
+
+    def __init__(self, *, cache: Path, scratch: Path, limits: Limits, sandbox: Holds) -> None:
+        self._cache = cache
+        self._scratch = scratch
+        self._limits = limits
+        self._holds = sandbox
+        self._counter = 0
+        self._mark = hashlib.sha256(os.fsencode(scratch.absolute())).hexdigest()[:8]
+        self._unpacking: dict[str, trio.Lock] = {}
+        self.environments = Environments(cache)
+        for folder in (cache, scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def sweep(self) -> None:
+        """Remove leftovers of a killed node: its scratch, control groups, half-made caches."""
+        for path in self._scratch.iterdir():
+            source.remove(path)
+        for path in (self._cache / "sources").glob("*.partial-*"):
+            source.remove(path)
+        self.environments.sweep()
+        if self._holds.groups is not None:
+            cgroup.sweep(self._holds.groups, self._mark)
+
+    async def run(
+        self,
+        *,
+        source: Path,
+        source_hash: bytes,
+        spec: Spec,
+        cell: Cell,
+        interpreter: Installed,
+        lock: Lock | None,
+        resolve_before: int,
+        slot: int = 0,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> Outcome:
+        """Run a cell; whatever the job does comes back as an `Outcome`."""
+        run = _Run(began=trio.current_time(), progress=progress)
+        try:
+            return await self._run(
+                run, source, source_hash, spec, cell, interpreter, lock, resolve_before, slot
+            )
+        except Broken as broken:
+            run.log.feed(broken.log)
+            tests = run.report.tests if run.report is not None else ()
+            return run.outcome(broken.reason, broken.detail, tests)
+        except InfraError as fault:
+            return run.outcome(Reason.SANDBOX, str(fault), ())
+
+    async def lock(
+        self, *, tree: Path, spec: Spec, cell: Cell, interpreter: Installed, resolve_before: int
+    ) -> Lock:
+        """The lock of a cell for this machine, as `resolve`."""
+        return await resolve(
+            self.environments,
+            tree=tree,
+            spec=spec,
+            cell=cell,
+            interpreter=interpreter,
+            resolve_before=resolve_before,
+        )
+
+    async def _run(
+        self,
+        run: _Run,
+        archive: Path,
+        source_hash: bytes,
+        spec: Spec,
+        cell: Cell,
+        interpreter: Installed,
+        lock: Lock | None,
+        resolve_before: int,
+        slot: int,
+    ) -> Outcome:
+        run.step("unpack")
+        tree = await self._tree(archive, source_hash)
+        settings = _filled(spec.env)
+        overlay = _filled({file.path: file.content for file in spec.files})
+        runner = RUNNERS.get(spec.runner)
+        if runner is None:
+            raise Broken(Reason.INSTALL, f"this node does not know the runner {spec.runner!r}")
+        if lock is None:
+            run.step("resolve")
+            lock = await self._resolved(tree, spec, cell, interpreter, resolve_before)
+        run.step("install")
+        environment = await self.environments.environment(lock.requirements, interpreter)
+        with self._folder() as folder:
+            base = Sandbox(
+                holds=self._holds,
+                limits=self._limits,
+                slot=slot,
+                name=f"{self._mark}-{folder.name}",
+            )
+            base = (
+                base.with_interpreter(interpreter.prefix)
+                .with_scratch("/project", self._limits.scratch_bytes)
+                .with_folder("/project/home")
+                .with_environment(FIXED)
+            )
+            site: Path | None = None
+            if spec.install.project:
+                run.step("build")
+                build = await self.environments.environment(lock.build, interpreter)
+                site = await self.environments.project(
+                    base,
+                    tree=tree,
+                    source_hash=source_hash,
+                    build_environment=build,
+                    interpreter=interpreter,
+                    settings={**_version_settings(tree), **settings},
+                    channels=_made(folder / "build"),
+                )
+            run.environment = self._described(interpreter, environment, site)
+            run.step("test")
+            box = (
+                base.with_read_only(environment, "/env")
+                .with_read_only(tree, "/source")
+                .with_read_only(_overlay(folder, overlay), "/overlay")
+                .with_read_only(_reporter(folder), REPORT_FOLDER)
+                .with_environment(self._variables(settings, runner))
+            )
+            if site is not None:
+                box = box.with_read_only(site, SITE)
+            confined = await self._test(run, box, spec, folder)
+        return self._judged(run, confined, spec, runner)
+
+    async def _tree(self, archive: Path, source_hash: bytes) -> Path:
+        """The unpacked source, kept by its hash, read-only to every job."""
+        target = self._cache / "sources" / source_hash.hex()
+        async with self._unpacking.setdefault(target.name, trio.Lock()):
+            if not target.exists():
+                partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+                source.remove(partial)
+                try:
+                    await trio.to_thread.run_sync(source.unpack, archive, partial)
+                    if not target.exists():
+                        partial.rename(target)
+                except PeerError as fault:
+                    raise Broken(Reason.SOURCE, str(fault)) from fault
+                except OSError as fault:
+                    raise Broken(Reason.SOURCE, f"the archive cannot be read: {fault}") from fault
+                finally:
+                    source.remove(partial)
+        return source.top(target)
+
+    async def _resolved(
+        self, tree: Path, spec: Spec, cell: Cell, interpreter: Installed, resolve_before: int
+    ) -> Lock:
+        try:
+            return await self.lock(
+                tree=tree,
+                spec=spec,
+                cell=cell,
+                interpreter=interpreter,
+                resolve_before=resolve_before,
+            )
+        except PeerError as fault:
+            raise Broken(Reason.SOURCE, str(fault)) from fault
+        except (LocalError, InfraError) as fault:
+            raise Broken(Reason.INSTALL, str(fault)) from fault
+
+    async def _test(self, run: _Run, box: Sandbox, spec: Spec, folder: Path) -> Confined:
+        report = run.report = Report(trio.current_time)
+        shown = 0
+
+        def feed(data: bytes) -> None:
+            nonlocal shown
+            report.feed(data)
+            if report.done != shown:
+                shown = report.done
+                run.progress(
+                    Progress(
+                        step="test",
+                        done=report.done,
+                        total=report.collected or None,
+                        current=report.culprit,
+                    )
+                )
+
+        channel = Channel(_made(folder / "test") / "report", feed)
+        try:
+            confined = await box.run(
+                ["/bin/sh", "-c", ENTRY, "sh", *spec.command],
+                patience=Patience(
+                    seconds=min(self._limits.seconds, spec.timeout),
+                    silent_seconds=self._limits.silent_seconds,
+                    output_bytes=self._limits.output_bytes,
+                ),
+                channels=[channel],
+                pulse=lambda: report.heard,
+                stop=lambda: bool(report.overflow),
+                keep_bytes=LOG_BYTES // 2,
+            )
+        finally:
+            channel.close()
+        run.log.feed(confined.ended.output)
+        return confined
+
+    def _judged(self, run: _Run, confined: Confined, spec: Spec, runner: Runner) -> Outcome:
+        report, ended, limits = run.report, confined.ended, self._limits
+        assert report is not None
+        tests = report.tests
+        whole = ended.how is How.EXITED and not ended.signal
+        why = runner.judge(report, ended.code) if whole else ""
+        if spec.runner == COMMAND:
+            status = Status.PASSED if ended.code == 0 else Status.FAILED
+            message = f"exit status {ended.code}" if ended.code else ""
+            command = TestOutcome(id=COMMAND, status=status, seconds=ended.seconds, message=message)
+            tests = (command,) if whole else ()
+        good = whole and not why and ended.code == 0
+
+        def broken(reason: Reason, detail: str) -> Outcome:
+            return run.outcome(reason, detail, tests)
+
+        if confined.killed_for_memory:
+            allowed = limits.memory_bytes >> 20
+            return broken(Reason.OUT_OF_MEMORY, f"more memory than the {allowed} MiB allowed here")
+        if report.full and not good:
+            allowed = limits.scratch_bytes >> 20
+            return broken(Reason.DISK_FULL, f"the scratch space of {allowed} MiB was full")
+        match ended.how:
+            case How.TIMEOUT:
+                allowed = int(min(limits.seconds, spec.timeout))
+                return broken(Reason.TIMEOUT, f"not done after {allowed} seconds")
+            case How.NO_OUTPUT:
+                silent = int(limits.silent_seconds)
+                return broken(Reason.NO_OUTPUT, f"neither output nor test for {silent} seconds")
+            case How.OUTPUT_LIMIT:
+                allowed = limits.output_bytes >> 20
+                return broken(Reason.CRASHED, f"printed more than {allowed} MiB")
+            case How.STOPPED:
+                return broken(Reason.CRASHED, report.overflow)
+        if not report.entered:
+            said = ended.output.decode("utf-8", "replace").strip()[-300:]
+            return broken(Reason.SANDBOX, f"the sandbox did not start: {said}")
+        if confined.refused_processes and not good:
+            detail = f"it wanted more than the {limits.processes} processes allowed here"
+            return broken(Reason.SANDBOX, detail)
+        if ended.signal:
+            return broken(Reason.CRASHED, f"killed by signal {ended.signal}")
+        if why:
+            return broken(Reason.CRASHED, why)
+        if ended.code and spec.runner != COMMAND and not _explains(tests):
+            # A coverage threshold, say: no test is bad and yet the command is.
+            message = f"exit status {ended.code} although no test failed"
+            command = TestOutcome(id=COMMAND, status=Status.FAILED, message=message)
+            tests = tuple(sorted((*tests, command), key=lambda test: test.id))
+        return run.outcome(None, "", tests)
+
+    @staticmethod
+    def _variables(settings: Mapping[str, str], runner: Runner) -> dict[str, str]:
+        return {
+            **settings,
+            **runner.environment(settings),
+            "PATH": f"{SITE}/bin:/env/bin:/usr/bin:/bin",
+            "VIRTUAL_ENV": "/env",
+            "PONYSWARM_REPORT": REPORT_CHANNEL,
+        }
+
+    def _described(
+        self, interpreter: Installed, environment: Path, site: Path | None
+    ) -> Environment:
+        packages = installed(environment, *([site] if site is not None else []))
+        try:
+            release = platform.freedesktop_os_release().get("PRETTY_NAME", "")
+        except OSError:
+            release = platform.release()
+        return Environment(
+            implementation=interpreter.implementation,
+            version=interpreter.version,
+            build=interpreter.build[:500],
+            system=platform.system().lower(),
+            release=release[:500],
+            machine=platform.machine(),
+            libc="-".join(part for part in platform.libc_ver() if part),
+            packages=hashlib.sha256("\n".join(packages).encode()).digest(),
+            sandbox=self._holds.name,
+        )
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """A folder of this run, open to nobody else, gone afterwards."""
+        self._counter += 1
+        folder = self._scratch / f"run-{os.getpid()}-{self._counter}"
+        folder.mkdir(mode=0o700, parents=True)
+        try:
+            yield folder
+        finally:
+            source.remove(folder)
+
+
+def _explains(tests: tuple[TestOutcome, ...]) -> bool:
+    return any(test.status in BAD_STATUSES or test.status is Status.XPASSED for test in tests)
+
+
+def _filled(texts: Mapping[str, str]) -> dict[str, str]:
+    """Texts with their placeholders filled in; of services there are none here yet."""
+    for name, text in texts.items():
+        unknown = _PLACEHOLDER.search(text)
+        if unknown is not None:
+            raise Broken(Reason.SERVICE, f"{unknown[0]} in {name} names a service that is not here")
+    return dict(texts)
+
+
+def _overlay(folder: Path, files: Mapping[str, str]) -> Path:
+    """The job's ``[[files]]``, to be copied over the source inside the sandbox."""
+    overlay = _made(folder / "overlay")
+    for name, content in files.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+            raise Broken(Reason.SOURCE, f"a file outside the source tree: {name[:100]!r}")
+        target = overlay / path
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            target.write_text(content, "utf-8")
+            target.chmod(0o644)
+        except OSError as fault:
+            raise Broken(Reason.SOURCE, f"{name[:100]!r} cannot be written: {fault}") from fault
+    for root, folders, _ in os.walk(overlay):
+        for name in folders:
+            Path(root, name).chmod(0o755)
+    return overlay
+
+
+def _reporter(folder: Path) -> Path:
+    """A copy of the reporter that the job's own id can read, wherever we are installed."""
+    target = _made(folder / "reporter")
+    for path in (Path(__file__).parent / "reporter").glob("_ponyswarm_*.py"):
+        shutil.copyfile(path, target / path.name)
+        (target / path.name).chmod(0o644)
+    return target
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    folder.chmod(0o755)
+    return folder
+
+
+def _version_settings(tree: Path) -> dict[str, str]:
+    """A git tree has neither metadata nor history: tell those who would ask git."""
+    if source.metadata(tree) is not None:
+        return {}
+    version = source.named(tree).version or "0.0.0"
+    return {"SETUPTOOLS_SCM_PRETEND_VERSION": version, "PBR_VERSION": version}

@@ -1,0 +1,180 @@
+"""The package index: where it is, what uv is told of it, and one sdist by name and hash.
+
+Honours what a person set for pip or uv (environment or ``pip config``); the public
+index otherwise. `fetch_sdist` never runs anything of a package: unlike ``pip
+download``, which runs setup.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from functools import lru_cache
+from html import unescape
+from pathlib import Path
+
+from packaging.utils import InvalidSdistFilename, canonicalize_name, parse_sdist_filename
+from packaging.version import Version
+
+from ponyswarm.errors import InfraError, LocalError
+
+PUBLIC = "https://pypi.org/simple"
+MAX_PAGE = 64 << 20
+MAX_SDIST = 512 << 20
+SECONDS = 60
+# What uv may know of this machine: how to reach the index, nothing more.
+PASSED_ON = [
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "SSL_CLIENT_CERT",
+    "NETRC",
+    "UV_INDEX",
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX_URL",
+    "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS",
+    "UV_NATIVE_TLS",
+    "UV_SYSTEM_CERTS",
+    "UV_HTTP_TIMEOUT",
+    "UV_KEYRING_PROVIDER",
+    "UV_INSECURE_HOST",
+]
+
+
+def environment() -> dict[str, str]:
+    """The environment for uv's networked steps."""
+    chosen = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    if not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & set(chosen) and url() != PUBLIC:
+        chosen["UV_DEFAULT_INDEX"] = url()
+    return chosen
+
+
+@lru_cache(maxsize=1)
+def url() -> str:
+    """The index in use."""
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
+        if value := os.environ.get(name, "").strip():
+            # uv lets an index be named: name=url.
+            return re.sub(r"^[\w.-]+=(?=[a-z+]+://)", "", value).rstrip("/")
+    return (_pip_config() or PUBLIC).rstrip("/")
+
+
+def _pip_config() -> str:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def fetch_sdist(
+    name: str, version: str, sha256: str | None, into: Path, *, index: str | None = None
+) -> Path:
+    """Fetch the sdist of a version, checked by its hash (given, else the index's own).
+
+    Keeps it in ``into`` and takes it from there the next time. Blocks: call it in a thread.
+    """
+    base = (index or url()).rstrip("/")
+    page = f"{base}/{canonicalize_name(name)}/"
+    for found, address, published in _files(page):
+        try:
+            project, found_version = parse_sdist_filename(found)
+        except InvalidSdistFilename:
+            continue
+        if project != canonicalize_name(name) or found_version != Version(version):
+            continue
+        digest = sha256 or published
+        if not digest:
+            raise LocalError(f"the index gives no hash for {found}: give one")
+        target = into / Path(found).name
+        if not (target.exists() and _hash(target.read_bytes()) == digest):
+            data = _get(address, MAX_SDIST)[0]
+            if _hash(data) != digest:
+                raise InfraError(f"{found} has the hash {_hash(data)}, not {digest}")
+            into.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+            partial.write_bytes(data)
+            partial.replace(target)
+        return target
+    raise LocalError(f"the index has no sdist of {name} {version}")
+
+
+def _files(page: str) -> Iterator[tuple[str, str, str]]:
+    """(filename, url, sha256 or "") of a project's page, JSON (PEP 691) or HTML (PEP 503)."""
+    data, content_type = _get(page, MAX_PAGE)
+    if "json" in content_type:
+        for file in json.loads(data)["files"]:
+            address = urllib.parse.urljoin(page, file["url"])
+            yield file["filename"], address, file.get("hashes", {}).get("sha256", "")
+        return
+    for link in re.findall(r'(?i)<a\s[^>]*href="([^"]+)"', data.decode("utf-8", "replace")):
+        address = urllib.parse.urljoin(page, unescape(link))
+        parts = urllib.parse.urlsplit(address)
+        filename = urllib.parse.unquote(parts.path.rsplit("/", 1)[-1])
+        digest = parts.fragment.removeprefix("sha256=") if "sha256=" in parts.fragment else ""
+        yield filename, address.partition("#")[0], digest
+
+
+def _get(address: str, limit: int) -> tuple[bytes, str]:
+    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
+        raise LocalError("an index must be an http or https address")
+    request = urllib.request.Request(  # noqa: S310
+        address,
+        headers={
+            "Accept": "application/vnd.pypi.simple.v1+json, text/html;q=0.5, */*;q=0.1",
+            "User-Agent": "ponyswarm",
+        },
+    )
+    _authorize(request)
+    context = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or None)
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS, context=context) as answer:  # noqa: S310
+            data = answer.read(limit + 1)
+            content_type = answer.headers.get("Content-Type", "")
+    except (urllib.error.URLError, OSError) as fault:
+        reason = getattr(fault, "reason", fault)
+        raise InfraError(f"the package index does not answer: {reason}") from fault
+    if len(data) > limit:
+        raise InfraError(f"the package index sent more than {limit} bytes")
+    return data, content_type
+
+
+def _authorize(request: urllib.request.Request) -> None:
+    """Move a password in the address to where it belongs."""
+    parts = urllib.parse.urlsplit(request.full_url)
+    if parts.username is None:
+        return
+    import base64
+
+    pair = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+    request.add_header("Authorization", "Basic " + base64.b64encode(pair.encode()).decode())
+    host = parts.hostname or ""
+    bare = parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host)
+    request.full_url = bare.geturl()
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

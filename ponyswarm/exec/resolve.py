@@ -1,0 +1,279 @@
+"""Resolving: from what a project says it needs to hash-pinned locks, running nothing of it.
+
+A maintainer resolves once per interpreter and platform and announces the locks; a
+volunteer whose platform has none resolves as of the announcement's own time limit and
+gets the same. Only static metadata counts. Dependencies that only running a build
+would tell must be listed by the maintainer. Called by `executor` and by who announces.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import platform
+import re
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from ponyswarm import matrix
+from ponyswarm.errors import InfraError, LocalError
+from ponyswarm.exec import source
+from ponyswarm.exec.environment import Environments, format_lock, parse_lock
+from ponyswarm.exec.interpreters import Installed
+from ponyswarm.messages import Cell, Lock, Spec
+
+RESOLVE_SECONDS = 300.0
+DEFAULT_BUILD = ("setuptools>=40.8.0", "wheel")
+_PLATFORMS = {
+    "linux": "{machine}-unknown-linux-gnu",
+    "darwin": "{machine}-apple-darwin",
+    "windows": "{machine}-pc-windows-msvc",
+}
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+async def resolve(
+    environments: Environments,
+    *,
+    tree: Path,
+    spec: Spec,
+    cell: Cell,
+    interpreter: Installed,
+    resolve_before: int,
+    system: str | None = None,
+    machine: str | None = None,
+) -> Lock:
+    """The lock of a cell for this interpreter, on this platform unless another is named.
+
+    ``resolve_before`` is in milliseconds since the epoch. Raises `LocalError` when the
+    dependencies cannot be known or do not fit together, `InfraError` without an index.
+    """
+    system = (system or platform.system()).lower()
+    machine = machine or platform.machine()
+    wanted = [*matrix.requirements(spec, cell), *project_requirements(tree, spec)]
+    name = source.named(tree).name
+    builds = build_requirements(tree) if spec.install.project else ()
+
+    async def pinned(requirements: list[str], leave_out: str) -> str:
+        if not requirements:
+            return ""
+        return await _compile(
+            environments, requirements, leave_out, interpreter, resolve_before, system, machine
+        )
+
+    return Lock(
+        implementation=interpreter.implementation,
+        python=".".join(interpreter.version.split(".")[:2]),
+        system=system,
+        machine=machine,
+        factors=cell.factors,
+        requirements=await pinned(wanted, name),
+        build=await pinned(list(builds), ""),
+    )
+
+
+async def _compile(
+    environments: Environments,
+    requirements: list[str],
+    leave_out: str,
+    interpreter: Installed,
+    resolve_before: int,
+    system: str,
+    machine: str,
+) -> str:
+    for text in requirements:
+        _checked(text)
+    before = datetime.fromtimestamp(resolve_before / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    arguments = [
+        *("pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-build"),
+        *("--generate-hashes", "--no-config", "--exclude-newer", before),
+        *("--python", interpreter.path, "--python-version", interpreter.version),
+    ]
+    form = _PLATFORMS.get(system)
+    if form is not None:
+        target = form.format(machine=_MACHINES.get(machine.lower(), machine.lower()))
+        arguments += ["--python-platform", target]
+    if leave_out:
+        # The project under test must win over a released version of itself.
+        arguments += ["--no-emit-package", leave_out]
+    with tempfile.TemporaryDirectory(prefix="ponyswarm-") as folder:
+        listing = Path(folder, "requirements.in")
+        listing.write_text("".join(f"{text}\n" for text in requirements))
+        result = Path(folder, "lock.txt")
+        ended = await environments.uv_run(
+            [*arguments, str(listing), "-o", str(result)], RESOLVE_SECONDS
+        )
+        if not ended.good:
+            why = ended.output.decode("utf-8", "replace").strip()[-1500:]
+            if "error sending request" in why or "Failed to fetch" in why:
+                raise InfraError(f"the package index does not answer: {why}")
+            raise LocalError(
+                f"the dependencies for Python {interpreter.version} do not resolve: {why}"
+            )
+        text = result.read_text()
+    return format_lock(parse_lock(text))
+
+
+def project_requirements(tree: Path, spec: Spec) -> tuple[str, ...]:
+    """What the project itself needs: static dependencies, chosen extras and groups."""
+    project = source.table(source.pyproject(tree), "project")
+    groups = [
+        requirement
+        for group in spec.install.groups
+        for requirement in _group(source.table(source.pyproject(tree), "dependency-groups"), group)
+    ]
+    if not spec.install.project:
+        return tuple(groups)
+    if project and "dependencies" not in _list(project.get("dynamic")):
+        found = [str(text) for text in _list(project.get("dependencies"))]
+        found += _static_extras(project, spec.install.extras)
+    else:
+        found = _elsewhere(tree, spec)
+    return (*found, *groups)
+
+
+def build_requirements(tree: Path) -> tuple[str, ...]:
+    """What building the wheel needs, as pyproject.toml says or by default."""
+    system = source.table(source.pyproject(tree), "build-system")
+    requires = [str(text) for text in _list(system.get("requires"))] or list(DEFAULT_BUILD)
+    names = {canonicalize_name(_checked(text).name) for text in requires}
+    if "setuptools" in names and "wheel" not in names:
+        # Before 70.1 setuptools asks for it only while it runs.
+        requires.append("wheel")
+    return tuple(requires)
+
+
+def _static_extras(project: dict[str, object], extras: tuple[str, ...]) -> list[str]:
+    optional = source.table(project, "optional-dependencies")
+    by_name: dict[str, object] = {canonicalize_name(name): v for name, v in optional.items()}
+    found: list[str] = []
+    for extra in extras:
+        if canonicalize_name(extra) not in by_name:
+            raise LocalError(f"the project has no extra {extra!r}: correct install.extras")
+        found += [str(text) for text in _list(by_name[canonicalize_name(extra)])]
+    return _without_self(found, str(project.get("name", "")), by_name)
+
+
+def _without_self(
+    found: list[str], name: str, optional: dict[str, object], depth: int = 0
+) -> list[str]:
+    """Extras may name the project's other extras: ``all = ["this[a,b]"]``."""
+    flat: list[str] = []
+    for text in found:
+        requirement = _checked(text)
+        if canonicalize_name(requirement.name) == canonicalize_name(name) and depth < 10:
+            for extra in sorted(requirement.extras):
+                more = [str(item) for item in _list(optional.get(canonicalize_name(extra)))]
+                flat += _without_self(more, name, optional, depth + 1)
+        else:
+            flat.append(text)
+    return flat
+
+
+def _group(groups: dict[str, object], name: str, depth: int = 0) -> Iterator[str]:
+    by_name = {canonicalize_name(key): value for key, value in groups.items()}
+    if canonicalize_name(name) not in by_name or depth > 10:
+        raise LocalError(f"pyproject.toml has no dependency group {name!r}: correct install.groups")
+    for item in _list(by_name[canonicalize_name(name)]):
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict) and isinstance(item.get("include-group"), str):
+            yield from _group(groups, item["include-group"], depth + 1)
+
+
+def _elsewhere(tree: Path, spec: Spec) -> list[str]:
+    """Dependencies from an sdist's metadata, setup.cfg, or a setup.py that can be read."""
+    metadata = source.metadata(tree)
+    if metadata is not None:
+        dynamic = {text.lower() for text in metadata.get_all("Dynamic", [])}
+        if "requires-dist" not in dynamic or spec.install.requirements:
+            return _from_metadata(metadata.get_all("Requires-Dist", []), spec.install.extras)
+    written = _from_setup_cfg(tree, spec)
+    if written is None:
+        written = _from_setup_py(tree)
+    if written is not None:
+        return written
+    if spec.install.requirements:
+        return []
+    raise LocalError(
+        "the project's dependencies are not written down but computed by its build, which is "
+        "never run while resolving: list them under [tool.ponyswarm] as install.requirements"
+    )
+
+
+def _from_metadata(lines: list[str], extras: tuple[str, ...]) -> list[str]:
+    found: list[str] = []
+    for line in lines:
+        requirement = _checked(line)
+        marker = requirement.marker
+        if marker is None or not re.search(r"\bextra\b", str(marker)):
+            found.append(line)
+            continue
+        for extra in extras:
+            # Other variables in the marker stay for uv to judge for the target.
+            pattern = rf"extra == ['\"]{re.escape(extra)}['\"]"
+            if re.search(pattern, str(marker), re.IGNORECASE):
+                rest = re.sub(rf"(\s+and\s+)?{pattern}(\s+and\s+)?", "", str(marker), flags=re.I)
+                requirement.marker = None
+                found.append(f"{requirement} ; {rest}" if rest.strip("() ") else str(requirement))
+                break
+    return found
+
+
+def _from_setup_cfg(tree: Path, spec: Spec) -> list[str] | None:
+    text = source.read_text(tree, "setup.cfg")
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(text or "")
+    except configparser.Error:
+        return None
+    value = parser.get("options", "install_requires", fallback=None)
+    if value is None or value.strip().startswith("file:"):
+        return None
+    found = [line.strip() for line in value.splitlines() if line.strip()]
+    for extra in spec.install.extras:
+        more = parser.get("options.extras_require", extra, fallback="")
+        found += [line.strip() for line in more.splitlines() if line.strip()]
+    return found
+
+
+def _from_setup_py(tree: Path) -> list[str] | None:
+    """``install_requires`` of a setup.py when it is a literal, or plainly not there."""
+    text = source.read_text(tree, "setup.py")
+    if text is None:
+        return []
+    try:
+        module = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "setup":
+            for keyword in node.keywords:
+                if keyword.arg is None:
+                    return None
+                if keyword.arg == "install_requires":
+                    try:
+                        return [str(item) for item in ast.literal_eval(keyword.value)]
+                    except (ValueError, TypeError):
+                        return None
+            return []
+    return None
+
+
+def _checked(text: str) -> Requirement:
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement as fault:
+        raise LocalError(f"{text!r} is not a requirement: {fault}") from fault
+    if requirement.url:
+        raise LocalError(f"{text!r} is a requirement by address; only the index can be locked")
+    return requirement
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
