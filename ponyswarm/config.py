@@ -453,7 +453,7 @@ def template(
 # PonySwarm's settings on this machine. A line that begins with '#' is a comment;
 # what stands in such a line is the value that holds without it, or an example.
 # Sizes are written as '2 GiB' or '500 MB', durations as '30 min' or '1 h'.
-# The node reads this file when it starts.
+# The node reads this file when it starts; changes of trust are seen while it runs.
 
 [node]
 # Where other nodes reach this one; more addresses on further, indented lines.

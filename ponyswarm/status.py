@@ -59,6 +59,7 @@ class NodeStatus:
     running: tuple[RunLine, ...] = ()
     idle: tuple[IdleLine, ...] = ()
     heard: tuple[ProjectLine, ...] = ()
+    first_claims: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     entries: int = 0
     runs: int = 0

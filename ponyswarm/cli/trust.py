@@ -8,7 +8,7 @@ from ponyswarm import config
 from ponyswarm.cli import json_option, print_json
 from ponyswarm.home import Home
 
-AGAIN = "a running node sees it when it is started again"
+AGAIN = "a running node sees it within seconds"
 
 
 @click.group()

@@ -9,9 +9,9 @@ tests in ``tests/sim`` run many of these against each other on a virtual clock.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ponyswarm.codec import cell_id, comparable, encode_gossip
 from ponyswarm.errors import LocalError
@@ -57,6 +57,9 @@ from ponyswarm.p2p.scheduling import (
     unexpired,
 )
 
+if TYPE_CHECKING:
+    import random
+
 DIRECTORY = "/ponyswarm/1/directory"
 _PROJECT_TOPIC = "/ponyswarm/1/p/"
 
@@ -74,6 +77,8 @@ LONGEST_OFFER_MS = 600_000
 MAX_OFFERS = 2_000
 MAX_LEASES_PER_CELL = 64
 MAX_ORPHANS = 2_000
+# How much later than due a renewal of a peer that we lost may come by way of others.
+DOUBT_MS = 5_000
 # After this node could not even start a cell (no source, disk full), it lets others try.
 GIVE_UP_MS = 60_000
 
@@ -287,10 +292,19 @@ class Protocol:
 
     def disconnected(self, peer: bytes, now: int) -> list[Effect]:
         self._peers.pop(peer, None)
-        for times in (self._pulled, self._pull_later):
-            for key in [key for key in times if key[0] == peer]:
-                del times[key]
+        for key in [key for key in self._pulled if key[0] == peer]:
+            del self._pulled[key]
+        self._doubt_leases(peer, now)
         return []
+
+    def _doubt_leases(self, peer: bytes, now: int) -> None:
+        """A lost peer's leases end soon, unless it renews them by way of others."""
+        soon = now + RENEW_MS + DOUBT_MS
+        for job in self._jobs.values():
+            for id_, cell in job.cells.items():
+                if cell.leases.get(peer, 0) > soon:
+                    job.cells[id_] = replace(cell, leases={**cell.leases, peer: soon})
+                    self._choose_at = now
 
     def _pull(self, peer: bytes, project: bytes, now: int) -> list[Effect]:
         # A peer that makes us see gaps on purpose must not keep us pulling without pause.

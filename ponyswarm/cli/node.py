@@ -1,0 +1,302 @@
+"""``ponyswarm node``: open everything on this home and run until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib import resources
+
+import click
+import trio
+from filelock import FileLock, Timeout
+
+from ponyswarm import config, keys, status
+from ponyswarm.cli.opening import opened
+from ponyswarm.errors import InfraError, LocalError
+from ponyswarm.exec import interpreters, sandbox
+from ponyswarm.exec.executor import Executor
+from ponyswarm.exec.interpreters import Installed
+from ponyswarm.home import Home
+from ponyswarm.node import Node, now_ms, open_node
+from ponyswarm.p2p.discovery import PeerTable, parse_bootstrap, read_bootstrap
+from ponyswarm.p2p.protocol import Capacity
+from ponyswarm.runs import Execute, describe_cell
+from ponyswarm.session import Session
+from ponyswarm.volunteer import Volunteer, capacity
+
+log = logging.getLogger("ponyswarm")
+
+STATUS_EVERY = 1.0
+STATUS_IDLE = 15.0
+SETTINGS_EVERY = 2.0
+
+# Wraps how a node runs a task; the demo's liar is made with it.
+Wrap = Callable[[Execute], Execute]
+
+
+@click.command()
+@click.option("--listen", multiple=True, metavar="ADDR", help="Listen here instead.")
+@click.option("--peer", "peers", multiple=True, metavar="ADDR", help="Call this node as well.")
+@click.option("--read-only", is_flag=True, help="Run no jobs: only replicate and serve.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more.")
+@click.pass_obj
+def node(
+    home: Home, listen: tuple[str, ...], peers: tuple[str, ...], read_only: bool, verbose: bool
+) -> None:
+    """Run this machine's node: replicate, serve, and run the jobs you trust.
+
+    Ctrl-C stops it in good order: what runs is given back to the others.
+    """
+    start_logging(verbose=verbose)
+    trio.run(partial(run, home, listen=listen, peers=peers, read_only=read_only))
+
+
+def start_logging(*, verbose: bool, level: int = logging.INFO) -> None:
+    """Plain lines on stderr: a time, a level where it matters, a sentence."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else level,
+        format="%(asctime)s %(levelname).1s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+    for noisy in ("libp2p", "httpx", "httpcore", "filelock", "multiaddr"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
+
+async def run(
+    home: Home,
+    *,
+    listen: tuple[str, ...] = (),
+    peers: tuple[str, ...] = (),
+    read_only: bool = False,
+    wrap: Wrap | None = None,
+) -> None:
+    """A node on this home until SIGINT or SIGTERM."""
+    if not home.ini.exists():
+        raise LocalError(f"there are no settings in {home.config_dir}: run 'ponyswarm init' first")
+    settings = config.load(home.ini)
+    home.create()
+    lock = FileLock(home.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as fault:
+        raise LocalError(
+            f"a node runs on this home already ({home.data_dir}): 'ponyswarm status' shows it; "
+            "choose another home with --home DIR"
+        ) from fault
+    try:
+        with opened(home) as session:
+            await _run(home, settings, session, listen or settings.listen, peers, read_only, wrap)
+    finally:
+        home.status.unlink(missing_ok=True)
+        lock.release()
+
+
+async def _run(
+    home: Home,
+    settings: config.Settings,
+    session: Session,
+    listen: tuple[str, ...],
+    peers: tuple[str, ...],
+    read_only: bool,
+    wrap: Wrap | None,
+) -> None:
+    offered: Capacity | None = None
+    execute: Execute | None = None
+    words = "not needed: this node runs no jobs"
+    installed: tuple[Installed, ...] = ()
+    if not read_only:
+        offered, execute, words, installed = await _volunteer(home, settings)
+        if wrap is not None and execute is not None:
+            execute = wrap(execute)
+    addresses = network_addresses(home, settings, peers)
+    async with open_node(
+        key=session.key,
+        store=session.store,
+        journal=session.journal,
+        blobs=session.blobs,
+        capacity=offered,
+        execute=execute,
+        listen=listen,
+        addresses=addresses,
+        table=PeerTable(home.peers),
+    ) as opened_node:
+        log.info("this node is %s", keys.peer_id(session.key.public))
+        for address in opened_node.network.addresses:
+            log.info("listening on %s", address)
+        if session.journal.reopened:
+            log.warning(
+                "this home was copied or restored from a backup: new entries go into new feeds, "
+                "so that nothing that was published before is contradicted"
+            )
+        await _follow(opened_node, settings)
+        if not settings.trusted and not read_only:
+            log.info("no project is trusted yet: 'ponyswarm trust add PROJECT_ID' lets jobs in")
+        report = partial(_status, opened_node, words, installed, time.time())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_tell_status, home, report)
+            nursery.start_soon(_watch_settings, home, opened_node)
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for number in signals:
+                    log.info("stopping (%s)", signal.Signals(number).name)
+                    break
+            nursery.cancel_scope.cancel()
+
+
+def network_addresses(
+    home: Home, settings: config.Settings, peers: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Whom to call: those named now, those in the settings, the home's list, the shipped one."""
+    named = (*peers, *settings.peers, *read_bootstrap(home.bootstrap_peers))
+    if not settings.bootstrap:
+        return named
+    shipped = resources.files("ponyswarm").joinpath("bootstrap_peers.txt")
+    try:
+        return (*named, *parse_bootstrap(shipped.read_text("utf-8")))
+    except FileNotFoundError:
+        return named  # A checkout keeps the list one folder up, where it is empty.
+
+
+async def _volunteer(
+    home: Home, settings: config.Settings
+) -> tuple[Capacity | None, Execute | None, str, tuple[Installed, ...]]:
+    """What this machine offers and how it runs; without a sandbox it offers nothing."""
+    limits = settings.limits
+    bounds = sandbox.Limits(
+        memory_bytes=limits.memory,
+        processes=limits.processes,
+        scratch_bytes=limits.disk,
+        output_bytes=limits.output,
+        seconds=limits.time,
+        silent_seconds=limits.silence,
+    )
+    probe = await sandbox.probe(bounds)
+    if isinstance(probe, sandbox.Missing):
+        log.error("no jobs run here: %s; what may help: %s", probe.why, probe.remedy)
+        return None, None, f"none: {probe.why}; what may help: {probe.remedy}", ()
+    search = not settings.interpreters
+    survey = await trio.to_thread.run_sync(
+        partial(interpreters.survey, settings.interpreters.values(), search=search)
+    )
+    for skipped in () if search else survey.skipped:
+        log.warning("the interpreter %s is not offered: %s", skipped.path, skipped.reason)
+    found = survey.found
+    if not found:
+        raise InfraError(
+            "no interpreter was found for jobs: name one under [interpreters] in "
+            f"{home.ini}, or install one"
+        )
+    executor = Executor(cache=home.cache, scratch=home.scratch, limits=bounds, sandbox=probe)
+    executor.sweep()
+    volunteer = Volunteer(executor, found)
+    return capacity(found, settings.slots), volunteer.execute, probe.description, tuple(found)
+
+
+async def _follow(opened_node: Node, settings: config.Settings) -> None:
+    wanted = settings.trusted | settings.followed
+    for project in sorted(wanted):
+        await opened_node.follow(project, trusted=project in settings.trusted)
+    for project in opened_node.protocol.followed - wanted:
+        await opened_node.unfollow(project)
+
+
+async def _watch_settings(home: Home, opened_node: Node) -> None:
+    """Take up changes of trust in ponyswarm.ini while running; a faulty file changes nothing."""
+    seen = home.ini.stat().st_mtime_ns
+    while True:
+        await trio.sleep(SETTINGS_EVERY)
+        try:
+            changed = home.ini.stat().st_mtime_ns
+            if changed == seen:
+                continue
+            seen = changed
+            settings = config.load(home.ini)
+        except (LocalError, OSError) as fault:
+            log.warning("the changed settings are not taken up: %s", fault)
+            continue
+        await _follow(opened_node, settings)
+        log.info("settings read again: %d projects trusted", len(settings.trusted))
+
+
+async def _tell_status(home: Home, report: Callable[[], status.NodeStatus]) -> None:
+    """Write the status file when something changed, and now and then when nothing did."""
+    last: object = None
+    written = 0.0
+    while True:
+        now = report()
+        facts = replace(now, updated=0.0)
+        if facts != last or time.time() - written > STATUS_IDLE:
+            last, written = facts, time.time()
+            try:
+                status.write(home.status, now)
+            except OSError as fault:
+                log.warning("the status file cannot be written: %s", fault)
+        await trio.sleep(STATUS_EVERY)
+
+
+def _status(
+    opened_node: Node, words: str, installed: tuple[Installed, ...], started: float
+) -> status.NodeStatus:
+    now = now_ms()
+    network, protocol = opened_node.network, opened_node.protocol
+    projects = []
+    for project in sorted(protocol.followed):
+        state = opened_node.store.state(project)
+        projects.append(
+            status.ProjectLine(
+                project=project.hex(),
+                name="" if state is None else state.record.name,
+                trusted=protocol.is_trusted(project),
+                volunteers=len(protocol.offers(project, now)),
+            )
+        )
+    idle = []
+    for job, why in protocol.why_idle(now).items():
+        found = protocol.job(job)
+        title = "" if found is None else found[1].title
+        idle.append(status.IdleLine(job=job.hex(), title=title, why=why))
+    return status.NodeStatus(
+        pid=os.getpid(),
+        started=started,
+        updated=time.time(),
+        peer=keys.peer_id(network.peer),
+        addresses=network.addresses,
+        sandbox=words,
+        interpreters=tuple(f"{i.implementation} {i.version}" for i in installed),
+        peers=tuple(
+            status.PeerLine(peer=keys.peer_id(peer), address=network.remote_address(peer) or "")
+            for peer in network.peers()
+        ),
+        projects=tuple(projects),
+        running=tuple(
+            status.RunLine(
+                job=run.job.hex(),
+                title=run.title,
+                cell=describe_cell(run.cell),
+                step=run.progress.step,
+                done=run.progress.done,
+                total=run.progress.total,
+                seconds=round(time.time() - run.started),
+            )
+            for run in opened_node.runs.running.values()
+        ),
+        idle=tuple(idle),
+        heard=tuple(
+            status.ProjectLine(project=id_.hex(), name=record.name, trusted=False)
+            for id_, record in opened_node.heard.items()
+            if id_ not in protocol.followed
+        ),
+        first_claims={job.hex(): at for job, at in protocol.first_claims().items()},
+        refused=dict(opened_node.counts.refused),
+        entries=opened_node.store.count(),
+        runs=opened_node.runs.ended,
+        tests=opened_node.runs.tests,
+        blob_bytes=opened_node.blobs.used,
+    )

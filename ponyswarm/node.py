@@ -1,0 +1,506 @@
+"""The composition root: opens everything, runs one nursery, performs effects, decides nothing.
+
+Decisions are elsewhere: `p2p.protocol` says what to do about what is heard, `ledger.store`
+what an entry is worth, `exec.executor` what a run gave. This module moves values between
+them and the outside, and keeps one rule of its own: whatever a peer sends ends here at the
+latest, as a counted refusal and never as an exception that stops the node.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+
+from ponyswarm.codec import (
+    decode_entry,
+    decode_gossip,
+    decode_payload,
+)
+from ponyswarm.errors import InfraError, PeerError
+from ponyswarm.keys import SecretKey, peer_id
+from ponyswarm.ledger.chain import Accept, Diverges, Duplicate, Early, Forked, Gap, Refused
+from ponyswarm.ledger.journal import Journal
+from ponyswarm.ledger.store import Store
+from ponyswarm.messages import (
+    Announce,
+    Entry,
+    Ephemeral,
+    Fork,
+    Kind,
+    Payload,
+    Project,
+)
+from ponyswarm.p2p import blobs as blob_protocol
+from ponyswarm.p2p import replication, sync
+from ponyswarm.p2p.blobs import BlobStore
+from ponyswarm.p2p.dialer import Dialer
+from ponyswarm.p2p.discovery import PeerTable
+from ponyswarm.p2p.effects import (
+    Admit,
+    Effect,
+    Fetch,
+    Heard,
+    Penalise,
+    Publish,
+    Pull,
+    Run,
+    Stop,
+    Subscribe,
+    Unsubscribe,
+)
+from ponyswarm.p2p.fetcher import Fetcher
+from ponyswarm.p2p.network import Connected, Disconnected, Gossip, Network, open_network
+from ponyswarm.p2p.protocol import DIRECTORY, Capacity, Protocol, topic_project
+from ponyswarm.policy import refusal
+from ponyswarm.runs import Execute, Runs
+
+log = logging.getLogger("ponyswarm")
+
+TICK = 0.25
+PULL_TIMEOUT = 120.0
+SERVE_TIMEOUT = 60.0
+SOURCE_SECONDS = 300.0
+DIAL_EVERY = 2.0
+LONGEST_BACKOFF = 300.0
+WANTED_PEERS = 8
+MAX_HEARD = 1_000
+MAX_DECODED = 4_096
+MAX_BAD_IDS = 50
+
+# What a refusal costs its sender; at 100 points `network` bans. Reasons that a mere delay
+# between honest nodes can cause cost nothing.
+_POINTS = {
+    "bad-signature": 25.0,
+    "bad-frame": 25.0,
+    "bad-msgpack": 25.0,
+    "bad-gossip": 25.0,
+    "bad-payload": 25.0,
+    "bad-genesis": 25.0,
+    "bad-matrix": 10.0,
+    "bad-fork": 25.0,
+    "bad-sync": 25.0,
+    "bad-blob": 50.0,
+    "bad-directory": 25.0,
+    "wrong-topic": 10.0,
+    "wrong-project": 25.0,
+    "time-falls": 10.0,
+}
+
+
+@dataclass(slots=True)
+class Counts:
+    """What this node did since it started."""
+
+    entries: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+class Node:
+    """A running node. Made by `open_node`; its methods perform, `Protocol` decides."""
+
+    def __init__(
+        self,
+        *,
+        key: SecretKey,
+        store: Store,
+        journal: Journal,
+        blobs: BlobStore,
+        protocol: Protocol,
+        execute: Execute | None,
+        addresses: Sequence[str],
+        table: PeerTable,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.key = key
+        self.store = store
+        self.journal = journal
+        self.blobs = blobs
+        self.protocol = protocol
+        self.counts = Counts()
+        self.heard: OrderedDict[bytes, Project] = OrderedDict()
+        self._dialer = Dialer(addresses, table)
+        self._nursery = nursery
+        self._network: Network | None = None
+        # What was signed while no node ran is in the ledger, and peers pull it on connect.
+        self._position = journal.position
+        self._decoded: OrderedDict[bytes, Entry | Ephemeral] = OrderedDict()
+        self._pulling: set[tuple[bytes, bytes]] = set()
+        self._pull_slots = trio.CapacityLimiter(4)
+        self._fetcher = Fetcher(
+            blobs,
+            open_=partial(self.open_stream, blob_protocol.PROTOCOL),
+            peers=lambda: self.network.peers(),
+            refuse=self.refuse,
+        )
+        self.runs = Runs(execute, self._fetcher, blobs)
+        self._wake = trio.Event()
+
+    # --- opening ----------------------------------------------------------------------------
+
+    @property
+    def network(self) -> Network:
+        if self._network is None:
+            raise InfraError("the network is not open yet")
+        return self._network
+
+    async def start(self, network: Network) -> None:
+        """Serve, follow what the ledger knows, and start the loops."""
+        self._network = network
+        network.serve(sync.PROTOCOL, self._serve_sync, concurrent_per_peer=4, timeout=SERVE_TIMEOUT)
+        network.serve(
+            blob_protocol.PROTOCOL, self._serve_blob, concurrent_per_peer=8, timeout=SERVE_TIMEOUT
+        )
+        await network.subscribe(DIRECTORY)
+        for loop in (self._hear, self._tick, partial(self._dialer.run, network), self._fetcher.run):
+            self._nursery.start_soon(self._forever, loop)
+
+    async def _forever(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Keep a loop alive: a fault in it is logged and it starts again, it never ends us."""
+        while True:
+            try:
+                await loop()
+            except (PeerError, InfraError) as fault:
+                log.warning("%s", fault)
+            except Exception:
+                log.exception("a fault of PonySwarm itself; the node goes on")
+            await trio.sleep(1)
+
+    async def follow(self, project: bytes, *, trusted: bool) -> None:
+        """Replicate a project; with ``trusted``, run its jobs. Known entries are taken up."""
+        is_new = project not in self.protocol.followed
+        genesis = self.store.entry(project)
+        now = now_ms()
+        effects = self.protocol.follow(project, trusted=trusted, genesis=genesis, now=now)
+        if is_new:
+            held = self.store.entries(project, (Kind.ANNOUNCE, Kind.WITHDRAW))
+            for entry in held:
+                effects += self.protocol.admitted(
+                    entry, decode_payload(entry), now, peer=None, own=False
+                )
+            for job in [entry.id for entry in held if self.protocol.job(entry.id) is not None]:
+                for entry in self.store.results(job):
+                    effects += self.protocol.admitted(
+                        entry, decode_payload(entry), now, peer=None, own=False
+                    )
+        await self.perform(effects)
+
+    async def unfollow(self, project: bytes) -> None:
+        await self.perform(self.protocol.unfollow(project))
+
+    async def _serve_sync(self, stream: blob_protocol.Stream) -> None:
+        await replication.serve(stream, self._frontier, self.store.segment)
+
+    async def _serve_blob(self, stream: blob_protocol.Stream) -> None:
+        await blob_protocol.serve(stream, self.blobs)
+
+    def _frontier(self, project: bytes) -> sync.Frontier | None:
+        if project not in self.protocol.followed:
+            return None
+        return self.store.frontier(project)
+
+    # --- loops ------------------------------------------------------------------------------
+
+    async def _hear(self) -> None:
+        async for event in self.network.events:
+            now = now_ms()
+            match event:
+                case Connected(peer):
+                    log.info("connected to %s", peer_id(peer))
+                    await self.perform(self.protocol.connected(peer, now))
+                case Disconnected(peer):
+                    log.info("lost %s", peer_id(peer))
+                    await self.perform(self.protocol.disconnected(peer, now))
+                case Gossip(topic, origin, forwarder, data):
+                    message = self._decoded.pop(data, None)
+                    if message is not None:
+                        project = topic_project(topic)
+                        await self.perform(
+                            self.protocol.gossip(project, origin, forwarder, message, now)
+                        )
+            await self._after_event(now)
+
+    async def _after_event(self, now: int) -> None:
+        await self.perform(self.protocol.tick(now))
+
+    async def _tick(self) -> None:
+        pruned = time.monotonic()
+        while True:
+            now = now_ms()
+            await self._take_own(now)
+            await self.perform(self.protocol.tick(now))
+            if time.monotonic() - pruned > 600:
+                pruned = time.monotonic()
+                self.protocol.prune(now)
+            with trio.move_on_after(TICK):
+                await self._wake.wait()
+                self._wake = trio.Event()
+
+    async def _take_own(self, now: int) -> None:
+        """Publish what was signed on this home since: by this node, or by a command beside it."""
+        for position, entry in self.journal.since(self._position):
+            self._position = position
+            payload = decode_payload(entry)
+            judgement = self.store.append(entry, now)
+            if isinstance(judgement, Refused):
+                log.warning("our own entry was refused: %s", judgement.reason)
+                continue
+            await self.perform(self.protocol.admitted(entry, payload, now, peer=None, own=True))
+
+    # --- performing ---------------------------------------------------------------------------
+
+    async def perform(self, effects: Iterable[Effect]) -> None:
+        """Do what the protocol wants done, in its order."""
+        todo = list(effects)
+        while todo:
+            match todo.pop(0):
+                case Subscribe(topic):
+                    await self.network.subscribe(topic)
+                case Unsubscribe(topic):
+                    await self.network.unsubscribe(topic)
+                case Publish(topic, data):
+                    await self.network.publish(topic, data)
+                case Admit(entry, peer):
+                    todo += self._admit(entry, peer, now_ms())
+                case Pull(peer, project):
+                    self._nursery.start_soon(self._pull, peer, project)
+                case Fetch(blob, peers):
+                    self._fetcher.want(blob, peers)
+                case Run(job, cell):
+                    self._nursery.start_soon(self._run, job, cell)
+                case Stop(cell, why):
+                    self.runs.stop(cell, why)
+                case Penalise(peer, reason):
+                    self.refuse(reason, peer)
+                case Heard(entry):
+                    self._hear_of(entry)
+
+    def refuse(self, reason: str, peer: bytes | None) -> None:
+        """Count a refusal, and hold it against the peer it came from."""
+        self.counts.refused[reason] += 1
+        points = _POINTS.get(reason)
+        if points is not None and peer is not None and self._network is not None:
+            self._network.penalise(peer, points)
+
+    def count_refusal(self, reason: str, peer: bytes | None) -> None:
+        """What the network itself refused; it keeps the score of those."""
+        self.counts.refused[reason] += 1
+
+    def validate(self, topic: str, origin: bytes, forwarder: bytes, data: bytes) -> bool:
+        """Whether a gossip message may be taken and relayed; runs for each one, first."""
+        try:
+            message = decode_gossip(data)
+            self._check_gossiped(message, topic_project(topic))
+        except PeerError as fault:
+            self.refuse(fault.reason, forwarder)
+            return False
+        # What was dropped on the way from here to `_hear` must not stay for ever.
+        self._decoded[data] = message
+        while len(self._decoded) > MAX_DECODED:
+            self._decoded.popitem(last=False)
+        return True
+
+    def _check_gossiped(self, message: Entry | Ephemeral, project: bytes | None) -> None:
+        if project is None:
+            if not isinstance(message, Entry) or not message.is_genesis:
+                raise PeerError("bad-directory")
+            state = None
+        elif isinstance(message, Entry):
+            if message.namespace != project:
+                raise PeerError("wrong-topic")
+            state = self.store.state(project)
+            if state is None and not message.is_genesis:
+                # Its record is on the way; a pull brings both.
+                raise PeerError("unknown-project")
+        else:
+            return
+        reason = refusal(state, message, decode_payload(message))
+        if reason is not None:
+            raise PeerError(reason)
+
+    def _hear_of(self, entry: Entry) -> None:
+        payload = decode_payload(entry)
+        if isinstance(payload, Project):
+            self.heard[entry.id] = payload
+            self.heard.move_to_end(entry.id)
+            while len(self.heard) > MAX_HEARD:
+                self.heard.popitem(last=False)
+
+    def _admit(self, entry: Entry, peer: bytes, now: int) -> list[Effect]:
+        return self._admit_all([entry], peer, now)[1]
+
+    def _admit_all(
+        self, entries: Sequence[Entry], peer: bytes, now: int
+    ) -> tuple[int, list[Effect]]:
+        """Append entries of one peer; how many were new, and what follows from it."""
+        effects: list[Effect] = []
+        new = 0
+        for entry, judgement in zip(entries, self.store.append_all(entries, now), strict=True):
+            match judgement:
+                case Accept():
+                    new += 1
+                    if entry.header.author == self.key.public and not self.journal.holds(entry.id):
+                        log.warning(
+                            "an entry of our own key came from elsewhere: a copy of this home runs "
+                            "or was lost; we go on in a new feed"
+                        )
+                        self.journal.close_feed(entry.namespace)
+                    effects += self._taken(entry, decode_payload(entry), peer, now)
+                case Gap() | Diverges():
+                    effects += self.protocol.gap(entry, peer, now)
+                case Forked(seq):
+                    effects += self._forked(entry, seq, now)
+                case Refused(reason):
+                    self.refuse(reason, peer)
+                case Duplicate() | Early():
+                    pass
+        self.counts.entries += new
+        return new, effects
+
+    def _taken(self, entry: Entry, payload: Payload | None, peer: bytes, now: int) -> list[Effect]:
+        if isinstance(payload, Announce):
+            log.info("heard of a job: %s", payload.title)
+        return self.protocol.admitted(entry, payload, now, peer=peer, own=False)
+
+    def _forked(self, entry: Entry, seq: int, now: int) -> list[Effect]:
+        """Somebody signed two histories: publish the proof, once."""
+        author, project = entry.header.author, entry.namespace
+        log.warning("%s forked its feed at %d: its results count no more", peer_id(author), seq)
+        proof = self.store.evidence(project, author)
+        known = {
+            payload.first
+            for held in self.store.entries(project, (Kind.FORK,))
+            if isinstance(payload := decode_payload(held), Fork)
+        }
+        if proof is not None and proof.first not in known:
+            self.journal.sign(proof, project=project, now=now)
+            self._wake.set()
+        return []
+
+    async def publish(self, payload: Payload, project: bytes) -> Entry:
+        """Sign an entry, make it durable, keep it, and tell the network."""
+        now = now_ms()
+        entry = self.journal.sign(payload, project=project, now=now)
+        await self._take_own(now)
+        return entry
+
+    # --- pulling ------------------------------------------------------------------------------
+
+    async def _pull(self, peer: bytes, project: bytes) -> None:
+        if (peer, project) in self._pulling:
+            return
+        self._pulling.add((peer, project))
+        try:
+            async with self._pull_slots:
+                await self.pull(peer, project)
+        except PeerError as fault:
+            self.refuse(fault.reason, peer)
+        except InfraError as fault:
+            log.warning("%s", fault)
+        finally:
+            self._pulling.discard((peer, project))
+
+    async def pull(self, peer: bytes, project: bytes) -> replication.Pulled:
+        """Get what a peer has of a project and we have not. Raises `PeerError`."""
+        with trio.move_on_after(PULL_TIMEOUT):
+            return await replication.pull(
+                partial(self.open_stream, sync.PROTOCOL), peer, project, self._frontier, self._take
+            )
+        raise PeerError("timeout", "a pull took too long")
+
+    async def open_stream(self, protocol: str, peer: bytes) -> blob_protocol.Stream:
+        return await self.network.open(peer, protocol)
+
+    async def _take(self, project: bytes, frames: tuple[bytes, ...], peer: bytes) -> int:
+        new = 0
+        for start in range(0, len(frames), 64):
+            entries = [decode_entry(frame) for frame in frames[start : start + 64]]
+            if any(entry.namespace != project for entry in entries):
+                raise PeerError("wrong-project")
+            fresh, effects = self._admit_all(entries, peer, now_ms())
+            new += fresh
+            await self.perform(effects)
+            await trio.lowlevel.checkpoint()
+        return new
+
+    # --- runs ---------------------------------------------------------------------------------
+
+    async def _run(self, job: bytes, cell_id: bytes) -> None:
+        """Run a claimed cell and publish what it gave. Never raises."""
+        found, cell = self.protocol.job(job), self.protocol.cell(job, cell_id)
+        result = None
+        if found is not None and cell is not None:
+            result = await self.runs.run(job, cell_id, cell, found[1])
+        published = False
+        if found is not None and result is not None:
+            try:
+                await self.publish(result, found[0])
+                published = True
+            except (InfraError, PeerError) as fault:
+                log.warning("a result could not be published: %s", fault)
+        await self.perform(self.protocol.finished(cell_id, now_ms(), published=published))
+        self._wake.set()
+
+    async def release_all(self) -> None:
+        """Give every claim back, so that others need not wait for the leases to run out."""
+        for cell in list(self.protocol.mine):
+            self.runs.stop(cell, "this node stops")
+            await self.perform(self.protocol.finished(cell, now_ms(), published=False))
+
+
+@asynccontextmanager
+async def open_node(
+    *,
+    key: SecretKey,
+    store: Store,
+    journal: Journal,
+    blobs: BlobStore,
+    capacity: Capacity | None,
+    execute: Execute | None,
+    listen: Sequence[str],
+    addresses: Sequence[str],
+    table: PeerTable,
+) -> AsyncIterator[Node]:
+    """Open a node and close it in good order: claims given back, peers told, files closed.
+
+    ``capacity`` and ``execute`` are None for a node that runs nothing. Raises `InfraError`
+    when the listening address is taken.
+    """
+    protocol = Protocol(key.public, capacity, random.Random(secrets.randbits(64)))  # noqa: S311
+    async with trio.open_nursery() as nursery:
+        node = Node(
+            key=key,
+            store=store,
+            journal=journal,
+            blobs=blobs,
+            protocol=protocol,
+            execute=execute,
+            addresses=addresses,
+            table=table,
+            nursery=nursery,
+        )
+        async with open_network(
+            key, listen=listen, validate=node.validate, refused=node.count_refusal
+        ) as network:
+            await node.start(network)
+            try:
+                yield node
+            finally:
+                with trio.move_on_after(3) as farewell:
+                    farewell.shield = True
+                    await node.release_all()
+                    # Gossip is handed to the peers' writers; give them a moment to write.
+                    await trio.sleep(0.1)
+                nursery.cancel_scope.cancel()

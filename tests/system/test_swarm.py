@@ -1,0 +1,243 @@
+"""Real nodes in real processes on loopback: what a swarm must do whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sources import PASSES, SLEEPS, archive, unittest_spec
+
+from ponyswarm import keys, status
+from ponyswarm.demo import Member, Swarm, open_swarm
+from ponyswarm.errors import LocalError
+from ponyswarm.exec.interpreters import Installed, discover
+from ponyswarm.ledger.queries import CellRow, Reader
+from ponyswarm.policy import ReaderPolicy
+from ponyswarm.volunteer import minor_version
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def python() -> Installed:
+    return next(one for one in discover() if one.implementation == "cpython")
+
+
+@pytest.fixture
+def swarm() -> Iterator[Swarm]:
+    with open_swarm(print) as opened:
+        yield opened
+
+
+def until(what: str, ready: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+
+
+def found_project(swarm: Swarm, maintainer: Member) -> str:
+    made = swarm.command(maintainer, "project", "create", "demo", "--json")
+    return str(json.loads(made)["project"])
+
+
+def announce(swarm: Swarm, maintainer: Member, source: Path, spec: Path) -> str:
+    said = swarm.command(
+        maintainer, "announce", str(source), "-p", "demo", "--spec", str(spec), "--json"
+    )
+    return str(json.loads(said)["job"])
+
+
+def cells(member: Member, job: str) -> list[CellRow]:
+    try:
+        with Reader(member.home.ledger) as reader:
+            row = reader.find_job(None, job, None)
+            return reader.cells(row, ReaderPolicy(agreeing=row.redundancy))
+    except LocalError:
+        return []
+
+
+def runs(member: Member, job: str) -> int:
+    return sum(len(cell.results) for cell in cells(member, job))
+
+
+def entry_ids(member: Member) -> set[bytes]:
+    with Reader(member.home.ledger) as reader:
+        assert reader.verify(lambda done: None) == []
+        assert all(not reader.forked(state.id) for state in reader.projects())
+        return {row.id for row in reader.log(most=10_000)}
+
+
+def running(member: Member) -> bool:
+    now = status.read(member.home.status)
+    return now is not None and any(run.step != "fetching the source" for run in now.running)
+
+
+def kill(member: Member) -> None:
+    assert member.process is not None
+    member.process.send_signal(signal.SIGKILL)
+    member.process.wait()
+    member.process = None
+    # The dead node left its last words; its successor writes its own.
+    member.home.status.unlink(missing_ok=True)
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_nodes_cell_is_claimed_by_another_and_its_feed_never_forks(
+    swarm: Swarm, python: Installed, tmp_path: Path
+) -> None:
+    maintainer = swarm.member("maintainer", [python])
+    pair = [swarm.member("first", [python]), swarm.member("second", [python])]
+    project = found_project(swarm, maintainer)
+    swarm.start(maintainer, [], "--read-only")
+    hub = swarm.address(maintainer)
+    for volunteer in pair:
+        swarm.command(volunteer, "trust", "add", project)
+        swarm.start(volunteer, [hub])
+    swarm.wait_for(maintainer, lambda now: any(p.volunteers == 2 for p in now.projects))
+
+    source = archive(tmp_path, "sleepy", {"test_it.py": SLEEPS.format(seconds=8)})
+    once = unittest_spec(tmp_path, minor_version(python))
+    job = announce(swarm, maintainer, source, once)
+    until("somebody runs it", lambda: any(running(one) for one in pair), 30)
+    time.sleep(1)
+    victim, other = pair if running(pair[0]) else reversed(pair)
+    kill(victim)
+    until("the other has run it", lambda: runs(other, job) == 1, 150)
+    key = keys.load(other.home.key).public
+    assert cells(other, job)[0].results[0].author == key
+
+    swarm.start(victim, [hub])
+    until("the killed node knows the result", lambda: runs(victim, job) == 1, 60)
+    twice = unittest_spec(tmp_path, minor_version(python), redundancy=2)
+    second = announce(swarm, maintainer, archive(tmp_path, "quick", {"test_it.py": PASSES}), twice)
+    for member in (maintainer, *pair):
+        until("all hold both results", lambda m=member: runs(m, second) == 2, 90)
+    until("the ledgers are equal", lambda: entry_ids(maintainer) == entry_ids(victim), 30)
+    assert entry_ids(maintainer) == entry_ids(other)
+    assert str(cells(victim, second)[0].finding.verdict) == "confirmed pass"
+
+
+@pytest.mark.timeout(180)
+def test_a_node_that_joins_late_gets_everything_and_one_that_was_away_what_it_missed(
+    swarm: Swarm, python: Installed, tmp_path: Path
+) -> None:
+    maintainer = swarm.member("maintainer", [python])
+    volunteer = swarm.member("volunteer", [python])
+    reader = swarm.member("reader", [python])
+    project = found_project(swarm, maintainer)
+    swarm.start(maintainer, [], "--read-only")
+    hub = swarm.address(maintainer)
+    swarm.command(volunteer, "trust", "add", project)
+    swarm.start(volunteer, [hub])
+    spec = unittest_spec(tmp_path, minor_version(python))
+    source = archive(tmp_path, "quick", {"test_it.py": PASSES})
+    first = announce(swarm, maintainer, source, spec)
+    until("the first job is run", lambda: runs(maintainer, first) == 1, 60)
+
+    swarm.command(reader, "follow", "add", project)
+    swarm.start(reader, [hub], "--read-only")
+    until("the late one has the result", lambda: runs(reader, first) == 1, 30)
+    swarm.stop(reader)
+    second = announce(swarm, maintainer, source, spec)
+    until("the second job is run", lambda: runs(maintainer, second) == 1, 60)
+    assert runs(reader, second) == 0
+    swarm.start(reader, [hub], "--read-only")
+    until("it has what it missed", lambda: runs(reader, second) == 1, 30)
+    assert entry_ids(reader) == entry_ids(maintainer)
+
+
+@pytest.mark.timeout(120)
+def test_a_job_of_an_untrusted_project_is_neither_fetched_nor_run_and_status_says_why(
+    swarm: Swarm, python: Installed, tmp_path: Path
+) -> None:
+    maintainer = swarm.member("maintainer", [python])
+    wary = swarm.member("wary", [python])
+    project = found_project(swarm, maintainer)
+    swarm.start(maintainer, [], "--read-only")
+    hub = swarm.address(maintainer)
+    swarm.command(wary, "follow", "add", project)
+    swarm.start(wary, [hub])
+    swarm.address(wary)
+    source = archive(tmp_path, "quick", {"test_it.py": PASSES})
+    spec = unittest_spec(tmp_path, minor_version(python))
+    job = announce(swarm, maintainer, source, spec)
+    now = swarm.wait_for(wary, lambda now: any(line.job == job for line in now.idle))
+    assert "not trusted" in now.idle[0].why
+    assert f"ponyswarm trust add {project}" in now.idle[0].why
+    time.sleep(3)
+    assert runs(wary, job) == 0
+    assert not list(wary.home.blobs.glob("??/*")), "an untrusted source was fetched"
+
+    swarm.command(wary, "trust", "add", project)
+    until("trust is taken up while the node runs", lambda: runs(wary, job) == 1, 60)
+    swarm.command(wary, "trust", "remove", project)
+
+
+@pytest.mark.timeout(120)
+def test_announce_without_a_node_hands_entry_and_source_to_a_peer_and_says_to_how_many(
+    swarm: Swarm, python: Installed, tmp_path: Path
+) -> None:
+    maintainer = swarm.member("maintainer", [python])
+    volunteer = swarm.member("volunteer", [python])
+    project = found_project(swarm, maintainer)
+    swarm.command(volunteer, "trust", "add", project)
+    spec = unittest_spec(tmp_path, minor_version(python))
+    source = archive(tmp_path, "quick", {"test_it.py": PASSES})
+    arguments = ["announce", str(source), "-p", "demo", "--spec", str(spec), "--json"]
+
+    alone = _ponyswarm(maintainer, *arguments)
+    assert alone.returncode == 2
+    assert "no peer is known" in alone.stderr
+    kept = json.loads(alone.stdout)["job"]
+
+    swarm.start(volunteer, [])
+    address = swarm.address(volunteer)
+    met = _ponyswarm(maintainer, *arguments, "--peer", address)
+    assert met.returncode == 0, met.stderr
+    assert "handed to 1 peer, with its source" in met.stderr
+    handed = json.loads(met.stdout)
+    assert handed["handed_to"] == [keys.peer_id(keys.load(volunteer.home.key).public)]
+    for job in (handed["job"], kept):
+        until("the volunteer ran it", lambda j=job: runs(volunteer, j) == 1, 60)
+
+
+def _ponyswarm(member: Member, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ponyswarm", "--home", str(member.folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c_gives_a_running_cell_back_at_once(
+    swarm: Swarm, python: Installed, tmp_path: Path
+) -> None:
+    maintainer = swarm.member("maintainer", [python])
+    pair = [swarm.member("first", [python]), swarm.member("second", [python])]
+    project = found_project(swarm, maintainer)
+    swarm.start(maintainer, [], "--read-only")
+    hub = swarm.address(maintainer)
+    for volunteer in pair:
+        swarm.command(volunteer, "trust", "add", project)
+        swarm.start(volunteer, [hub])
+    swarm.wait_for(maintainer, lambda now: any(p.volunteers == 2 for p in now.projects))
+    source = archive(tmp_path, "sleepy", {"test_it.py": SLEEPS.format(seconds=5)})
+    job = announce(swarm, maintainer, source, unittest_spec(tmp_path, minor_version(python)))
+    until("somebody runs it", lambda: any(running(one) for one in pair), 30)
+    stopped, other = pair if running(pair[0]) else reversed(pair)
+    assert stopped.process is not None
+    began = time.monotonic()
+    stopped.process.send_signal(signal.SIGINT)
+    assert stopped.process.wait(10) == 0
+    until("the other has run it", lambda: runs(other, job) == 1, 30)
+    assert time.monotonic() - began < 25
