@@ -64,7 +64,6 @@ class Settings:
     limits: Limits = Limits()
     trusted: frozenset[bytes] = frozenset()
     followed: frozenset[bytes] = frozenset()
-    unsandboxed: bool = False
     interpreters: Mapping[str, Path] = field(default_factory=dict)
     services: Mapping[str, Service] = field(default_factory=dict)
     peers: tuple[str, ...] = ()
@@ -196,7 +195,7 @@ assert set(_LIMITS) == {item.name for item in fields(Limits)}
 _KEYS: dict[str, tuple[str, ...]] = {
     "node": ("listen", "slots"),
     "limits": tuple(_LIMITS),
-    "trust": ("projects", "unsandboxed"),
+    "trust": ("projects",),
     "follow": ("projects",),
     "network": ("peers", "bootstrap"),
 }
@@ -260,7 +259,6 @@ def parse(text: str, source: str = "ponyswarm.ini") -> Settings:
         ),
         trusted=trusted,
         followed=trusted | frozenset(lines("follow", "projects", parse_project)),
-        unsandboxed=read("trust", "unsandboxed", default.unsandboxed, _yes_no),
         interpreters=MappingProxyType(_interpreters(source, ini)),
         services=MappingProxyType(_services(source, ini)),
         peers=lines("network", "peers", _peer),
@@ -479,9 +477,6 @@ cache = 10 GiB
 # The projects whose jobs may run here, one id a line ('ponyswarm trust add ID').
 # Nothing runs for anyone else. A trusted project is followed, too.
 projects =
-# Without a sandbox (bubblewrap) on this machine no job runs. 'yes' runs them all the
-# same: the tests of every trusted project then have your rights, and can read your files.
-unsandboxed = no
 
 [follow]
 # Further projects whose ledger to keep, without running their jobs.

@@ -99,7 +99,8 @@ def test_a_killed_nodes_cell_is_claimed_by_another_and_its_feed_never_forks(
     hub = swarm.address(maintainer)
     for volunteer in pair:
         swarm.command(volunteer, "trust", "add", project)
-        swarm.start(volunteer, [hub])
+    swarm.start(pair[0], [hub])
+    swarm.start(pair[1], [hub, swarm.address(pair[0])])
     swarm.wait_for(maintainer, lambda now: any(p.volunteers == 2 for p in now.projects))
 
     source = archive(tmp_path, "sleepy", {"test_it.py": SLEEPS.format(seconds=8)})

@@ -74,7 +74,6 @@ def test_a_full_file():
             {A.hex()}  # Django
             # between
             {B.hex().upper()}
-        unsandboxed = Yes
         [follow]
         projects = {A.hex()}, {C.hex()}
         [network]
@@ -84,7 +83,7 @@ def test_a_full_file():
         bootstrap = no
     """.replace("\n        ", "\n"))  # fmt: skip
     assert settings.listen == ("/ip4/127.0.0.1/tcp/0", "/ip6/::1/tcp/7797")
-    assert (settings.slots, settings.unsandboxed, settings.bootstrap) == (4, True, False)
+    assert (settings.slots, settings.bootstrap) == (4, False)
     assert settings.limits.memory == 3 << 29
     assert settings.limits.disk == 500_000_000
     assert (settings.limits.time, settings.limits.silence) == (5400, 90)
@@ -109,7 +108,7 @@ def test_a_full_file():
         ("[limits]\nmemory = -1 GiB", ("no size",)),
         ("[limits]\ntime = soon", ("[limits] time = 'soon'", "'30 min'")),
         ("[limits]\ntime = 3 moons", ("'moons'", "write s, min, h or d")),
-        ("[trust]\nunsandboxed = maybe", ("[trust] unsandboxed = 'maybe'", "yes or no")),
+        ("[network]\nbootstrap = maybe", ("[network] bootstrap = 'maybe'", "yes or no")),
         ("[trust]\nprojects = abc123", ("[trust] projects", "6 digits", "64")),
         ("[trust]\nprojects = Django", ("'Django'", "64 hexadecimal digits")),
         ("[network]\npeers = example.org", ("[network] peers", "no peer address")),
@@ -240,13 +239,13 @@ def test_an_owners_way_of_writing_is_kept(tmp_path):
     path = tmp_path / "my.ini"
     path.write_text(
         f"; mine\n[trust]\nprojects =\n    # friends\n    {A.hex()}, {B.hex()}  # two\n"
-        "\n# last words\nunsandboxed = no\n"
+        "\n# last words\n[node]\nslots = 2\n"
     )
     config.add_project(path, "trust", C)
     config.remove_project(path, "trust", A)
     assert path.read_text() == (
         f"; mine\n[trust]\nprojects =\n    # friends\n    {B.hex()}  # two\n    {C.hex()}\n"
-        "\n# last words\nunsandboxed = no\n"
+        "\n# last words\n[node]\nslots = 2\n"
     )
 
 
