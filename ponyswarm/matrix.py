@@ -139,6 +139,8 @@ def _nonsense(text: str) -> str:
     )
 
 
+# Scheduling asks for each cell and offer, again and again.
+@lru_cache(maxsize=8192)
 def matches(text: str, implementation: str, version: str, free_threaded: bool = False) -> bool:
     """Whether an interpreter satisfies a cell's ``python``; `LocalError` on nonsense."""
     return requirement(text).accepts(implementation, version, free_threaded)

@@ -126,6 +126,7 @@ class _Project:
     genesis: Entry | None = None
     offers: dict[bytes, Offer] = field(default_factory=dict)
     offer_due: bool = True
+    knows_ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,7 @@ class Protocol:
         self._offer_at = 0
         self._retell_at: int | None = None
         self._choose_at: int | None = None
+        self._free_since = 0
         self.paused = False
 
     # --- what the node asks about -----------------------------------------------------
@@ -255,7 +257,7 @@ class Protocol:
             else:
                 effects += self._fetch_sources(project)
             return effects
-        self._projects[project] = _Project(trusted, genesis)
+        self._projects[project] = _Project(trusted, genesis=genesis)
         self._choose_at = now
         return [
             Subscribe(project_topic(project)),
@@ -359,15 +361,18 @@ class Protocol:
         cell = None if job is None or job.project != project else job.cells.get(claim.cell)
         if job is None or cell is None:
             return []
-        leases = {key: until for key, until in cell.leases.items() if until > now}
+        leases = dict(cell.leases)
         if claim.until > now:
             if job.first_claim is None:
                 job.first_claim = now
+            leases = {key: until for key, until in leases.items() if until > now}
             if origin not in leases and len(leases) >= MAX_LEASES_PER_CELL:
                 return []
+            claimed = {key: at for key, at in cell.claimed.items() if key in leases}
+            claimed.setdefault(origin, claim.until - LEASE_MS)
             leases[origin] = min(claim.until, now + LONGEST_LEASE_MS)
-            job.cells[cell.id] = replace(cell, leases=leases)
-        elif origin in leases:
+            job.cells[cell.id] = replace(cell, leases=leases, claimed=claimed)
+        elif leases.get(origin, 0) > now:
             # Who holds nothing gives nothing back: it would only make the others wait again.
             del leases[origin]
             job.cells[cell.id] = replace(cell, leases=leases, vacant_since=now)
@@ -402,7 +407,8 @@ class Protocol:
         match payload:
             case Announce() if entry.id not in self._jobs:
                 effects += self._announced(entry, payload, givers, known.trusted, now)
-            case Withdraw():
+            # Where the ledger tells what ended, it has judged whether this has force.
+            case Withdraw() if not known.knows_ended:
                 self._withdrawn.add((project, payload.job))
                 job = self._jobs.get(payload.job)
                 if job is not None and job.project == project:
@@ -417,9 +423,13 @@ class Protocol:
     def ended(self, project: bytes, jobs: Collection[bytes], now: int) -> list[Effect]:
         """The ledger says which jobs of a project are over: withdrawn, or without force.
 
-        To be told whenever rights changed: a record, a revocation, a proven fork. A job that
-        is not among ``jobs`` (any more) is open.
+        To be told at the start, and before `admitted` gets an announcement, a withdrawal, a
+        record, a revocation or a proven fork. A job that is not among ``jobs`` is open.
         """
+        known = self._projects.get(project)
+        if known is None:
+            return []
+        known.knows_ended = True
         self._withdrawn = {key for key in self._withdrawn if key[0] != project}
         self._withdrawn |= {(project, job) for job in jobs}
         effects: list[Effect] = []
@@ -517,7 +527,7 @@ class Protocol:
         if mine is None:
             return []
         self._touch_offers()
-        self._choose_at = now
+        self._choose_at = self._free_since = now
         if published:
             return []
         self._blocked[cell] = now + GIVE_UP_MS
@@ -573,7 +583,8 @@ class Protocol:
         effects: list[Effect] = []
         for project_id, project in self._projects.items():
             own = self._offer(now)
-            if not project.trusted or own is None:
+            # Without a free slot there is nothing to choose; `finished` asks again.
+            if not project.trusted or own is None or own.slots <= 0:
                 continue
             offers = {**unexpired(project.offers, now), self.me: own}
             open_cells = [
@@ -583,7 +594,15 @@ class Protocol:
                 for cell in job.cells.values()
                 if cell.id not in self._mine and self._blocked.get(cell.id, 0) <= now
             ]
-            chosen, later = choose(open_cells, self.me, offers, fits, free=own.slots, now=now)
+            chosen, later = choose(
+                open_cells,
+                self.me,
+                offers,
+                fits,
+                free=own.slots,
+                now=now,
+                free_since=self._free_since,
+            )
             for cell in chosen:
                 until = now + LEASE_MS
                 self._mine[cell.id] = Mine(cell.job, project_id, until, now + SETTLE_MS)
@@ -616,6 +635,8 @@ class Protocol:
             else:
                 self._mine[cell_key] = replace(mine, starts=None)
                 effects.append(Run(mine.job, cell_key))
+                # Said again as it was: who missed it the first time does not claim as well.
+                effects += self._set_lease(mine.job, cell_key, mine.until, now)
         return effects
 
     def _release(self, cell_key: bytes, mine: Mine, now: int) -> list[Effect]:

@@ -12,13 +12,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ponyswarm.messages import Offer
 
 LEASE_MS = 90_000
 RENEW_MS = 30_000
-# A claim stands this long before its run starts, so that simultaneous claims can meet.
-SETTLE_MS = 300
+# A claim stands this long before its run starts, so that simultaneous claims can meet:
+# gossip was measured to take 310 ms at worst, and both must have heard of each other.
+SETTLE_MS = 500
 # How much longer each further rank waits before it steps in.
 STEP_MS = 2_000
 OFFER_MS = 150_000
@@ -39,7 +41,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellState:
-    """What is known of one cell. ``vacant_since`` is when the last change asked for a run."""
+    """What is known of one cell. ``vacant_since`` is when the last change asked for a run.
+
+    ``leases`` say until when each claim holds, ``claimed`` when it was first made.
+    """
 
     id: bytes
     job: bytes
@@ -50,15 +55,21 @@ class CellState:
     order: int = 0
     done: tuple[Done, ...] = ()
     leases: Mapping[bytes, int] = field(default_factory=dict)
+    claimed: Mapping[bytes, int] = field(default_factory=dict)
 
 
 # Whether an offer can run a cell.
 Fits = Callable[[CellState, Offer], bool]
 
 
+@lru_cache(maxsize=1 << 18)
+def _score(cell: bytes, key: bytes) -> bytes:
+    return hashlib.sha256(cell + key).digest()
+
+
 def rank(cell: bytes, keys: Iterable[bytes]) -> list[bytes]:
     """Keys in rendezvous order for a cell: the same list on every node."""
-    return sorted(keys, key=lambda key: hashlib.sha256(cell + key).digest())
+    return sorted(keys, key=lambda key: _score(cell, key))
 
 
 def still_wanted(cell: CellState) -> int:
@@ -84,19 +95,31 @@ def still_wanted(cell: CellState) -> int:
 
 
 def live_leases(cell: CellState, now: int) -> list[bytes]:
-    """Who is at a cell now: leases that run, of keys without a result, in rank order."""
+    """Who is at a cell now: leases that run, of keys without a result, the first made first.
+
+    Whoever claimed first may be running already and gives way to nobody; claims of the
+    same moment go by rank. Both are in the claims, so all who heard them agree.
+    """
     finished = {run.author for run in cell.done}
-    return rank(
-        cell.id, (key for key, until in cell.leases.items() if until > now and key not in finished)
-    )
+    live = [key for key, until in cell.leases.items() if until > now and key not in finished]
+    return sorted(live, key=lambda key: (cell.claimed.get(key, 0), _score(cell.id, key)))
 
 
 def claim_at(
-    cell: CellState, me: bytes, offers: Mapping[bytes, Offer], fits: Fits, now: int
+    cell: CellState,
+    me: bytes,
+    offers: Mapping[bytes, Offer],
+    fits: Fits,
+    now: int,
+    *,
+    free_since: int = 0,
 ) -> int | None:
     """When this node should claim a cell (milliseconds); None when it has no part in it.
 
-    ``offers`` are the unexpired ones, this node's own among them.
+    ``offers`` are the unexpired ones, this node's own among them. Who ranks behind waits
+    from the latest of: the cell asked for a run, a lease on it ran out, this node had a
+    slot free. Without the last two, all would step in at once after a node's death, and
+    for the last cells of a matrix that kept everybody busy.
     """
     finished = {run.author for run in cell.done}
     if me in finished or cell.leases.get(me, 0) > now:
@@ -117,11 +140,13 @@ def claim_at(
     place = order.index(me)
     if place < missing:
         return cell.vacant_since
-    return cell.vacant_since + (place - missing + 1) * STEP_MS
+    ended = [until for until in cell.leases.values() if until <= now]
+    since = max(cell.vacant_since, free_since, *ended)
+    return since + (place - missing + 1) * STEP_MS
 
 
 def should_yield(cell: CellState, me: bytes, now: int) -> bool:
-    """Whether a claim that has not started yet gives way: too many claimed, others rank before."""
+    """Whether a claim that has not started yet gives way: enough others claimed before."""
     at_it = live_leases(cell, now)
     return me in at_it and at_it.index(me) >= still_wanted(cell)
 
@@ -134,6 +159,7 @@ def choose(
     *,
     free: int,
     now: int,
+    free_since: int = 0,
 ) -> tuple[list[CellState], int | None]:
     """The cells to claim now, at most ``free`` of them, and when to look again.
 
@@ -143,14 +169,14 @@ def choose(
     due: list[CellState] = []
     later: int | None = None
     for cell in cells:
-        at = claim_at(cell, me, offers, fits, now)
+        at = claim_at(cell, me, offers, fits, now, free_since=free_since)
         if at is None:
             continue
         if at <= now:
             due.append(cell)
         elif later is None or at < later:
             later = at
-    due.sort(key=lambda cell: (-cell.order, hashlib.sha256(cell.id + me).digest()))
+    due.sort(key=lambda cell: (-cell.order, _score(cell.id, me)))
     return due[: max(0, free)], later
 
 
