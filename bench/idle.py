@@ -1,9 +1,9 @@
 """What a node costs when nothing happens: CPU and memory, beside a bare libp2p host.
 
 Each contender runs in a process of its own with four peers connected to it, which
-run in processes of their own too; after a settling time the contender's CPU time
-and resident memory are read from outside. To add a contender, give `CONTENDERS`
-the arguments of a process that prints its listening address as its first line.
+share another; after a settling time the contender's CPU time and resident memory
+are read from outside. To add a contender, give `CONTENDERS` the arguments of a
+process that prints its listening address as its first line, and the kind of peer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -55,20 +56,25 @@ def cost_of(pid: int, seconds: float) -> Cost:
 
 
 @contextmanager
-def process(arguments: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """A process, its pid and the first line it prints; killed on leaving."""
+def process(arguments: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A running process; killed on leaving."""
     running = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     try:
-        assert running.stdout is not None
-        line = running.stdout.readline().strip()
-        if not line:
-            raise RuntimeError(f"{' '.join(arguments)} printed nothing")
-        yield running.pid, line
+        yield running
     finally:
         running.kill()
         running.wait()
         if running.stdout is not None:
             running.stdout.close()
+
+
+def next_line(running: subprocess.Popen[str]) -> str:
+    """What the process prints next; it does so when something is ready."""
+    assert running.stdout is not None
+    line = running.stdout.readline().strip()
+    if not line:
+        raise RuntimeError(f"{running.args!r} printed nothing")
+    return line
 
 
 def _role(role: str, *rest: str) -> list[str]:
@@ -81,21 +87,30 @@ CONTENDERS = {
 }
 
 
-def measure_contender(arguments: Sequence[str], peer_role: str, seconds: float) -> Cost:
-    with ExitStack() as stack:
-        pid, address = stack.enter_context(process(arguments))
-        for _ in range(PEERS):
-            stack.enter_context(process(_role(peer_role, address)))
-        time.sleep(3)
-        return cost_of(pid, seconds)
+def measure_contenders(seconds: float) -> dict[str, Cost]:
+    """All at once, so that whatever else this machine does falls on each alike."""
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        contenders = {
+            name: stack.enter_context(process(arguments))
+            for name, (arguments, _) in CONTENDERS.items()
+        }
+        addresses = {name: next_line(running) for name, running in contenders.items()}
+        peers = [
+            stack.enter_context(process(_role(CONTENDERS[name][1], address)))
+            for name, address in addresses.items()
+        ]
+        for running in peers:
+            for _ in range(PEERS):
+                next_line(running)
+        time.sleep(4)
+        costs = {
+            name: pool.submit(cost_of, running.pid, seconds) for name, running in contenders.items()
+        }
+        return {name: cost.result() for name, cost in costs.items()}
 
 
 def measure(quick: bool) -> list[Row]:
-    seconds = 14.0 if quick else 60.0
-    costs = {
-        name: measure_contender(arguments, peer, seconds)
-        for name, (arguments, peer) in CONTENDERS.items()
-    }
+    costs = measure_contenders(15.0 if quick else 90.0)
     bare = costs.pop("bare py-libp2p host")
     rows = []
     for name, cost in costs.items():
@@ -202,15 +217,19 @@ async def _bare(dial: str | None) -> None:
         await trio.sleep_forever()
 
 
-def _run_role(role: str, rest: Sequence[str]) -> None:
+async def _run_role(role: str, dial: str | None) -> None:
     import trio
 
-    body = {"bare": _bare, "bare-peer": _bare, "network": _network, "peer": _network}[role]
-    trio.run(body, rest[0] if rest else None)
+    body = _bare if role.startswith("bare") else _network
+    async with trio.open_nursery() as nursery:
+        for _ in range(1 if dial is None else PEERS):
+            nursery.start_soon(body, dial)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--role"]:
-        _run_role(sys.argv[2], sys.argv[3:])
+        import trio
+
+        trio.run(_run_role, sys.argv[2], sys.argv[3] if sys.argv[3:] else None)
     else:
         main("idle", __doc__ or "", measure)

@@ -1153,6 +1153,8 @@ class FencedPubsub(Pubsub):  # type: ignore[misc]
 
     def handle_subscription(self, origin_id: ID, sub_message: rpc_pb2.RPC.SubOpts) -> None:
         topic = sub_message.topicid
+        if not isinstance(topic, str):
+            raise PeerError("malformed", "a topic is not text")  # protobuf gives bytes then.
         if len(topic) > self._limits.topic_length:
             self._referee.refuse("bad-topic", peer_key(origin_id), 1.0)
             return
@@ -1162,6 +1164,10 @@ class FencedPubsub(Pubsub):  # type: ignore[misc]
             self.router.fanout.get(topic, set()).discard(origin_id)
 
     def _forget_all_subscriptions(self, peer_id: ID) -> None:
+        # The base class forgets them when *our* stream to the peer fails too, though the
+        # peer, whose stream to us lives, will not tell them again.
+        if peer_id in self._inbound:
+            return
         super()._forget_all_subscriptions(peer_id)
         for meshes in (self.router.mesh, self.router.fanout):
             for peers in meshes.values():
