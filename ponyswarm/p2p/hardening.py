@@ -801,6 +801,9 @@ class DropStale(Notifee):
 
     async def disconnected(self, network: INetwork, conn: INetConn) -> None:
         peer = conn.muxed_conn.peer_id
+        stream = self._pubsub.peers.get(peer)
+        if stream is not None and stream.muxed_conn is conn.muxed_conn:
+            self._pubsub._handle_dead_peer(peer)  # Opens another, if there is a connection.
         store = self._swarm.peerstore
         if not self._swarm.get_connections(peer) and store.has_peer(peer):
             store.clear_peerdata(peer)

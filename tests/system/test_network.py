@@ -407,6 +407,32 @@ def test_disconnecting_and_dialling_again():
     run(body)
 
 
+def test_dialling_again_at_once():
+    async def body():
+        async with node() as one, node() as other:
+            await one.network.dial(other.address)
+            for n in range(8):
+                await one.network.disconnect(other.network.peer)
+                await trio.sleep(0.02 * n)
+                await one.network.dial(other.address)
+                await trio.sleep(0.3)
+                await meet(one, other)
+                sent = b"%d" % n
+
+                async def keep(data):
+                    for _ in range(30):
+                        await one.network.publish(TOPIC, data)
+                        await other.network.publish(TOPIC, data)
+                        await trio.sleep(0.1)
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(keep, sent)
+                    await until(lambda sent=sent: sent in one.got and sent in other.got, 4)
+                    nursery.cancel_scope.cancel()
+
+    run(body)
+
+
 def test_a_banned_peer_is_out_for_a_while():
     limits = NetworkLimits(ban_time=1.0)
 
