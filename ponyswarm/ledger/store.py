@@ -8,6 +8,7 @@ all. Nothing is ever updated but feed heads and derived rows; frames stay as rec
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,7 @@ MAX_FEEDS_PER_AUTHOR = 32
 # What one author may make others keep in one project. A feed is then a valid prefix.
 MAX_BYTES_PER_FEED = 64 << 20
 
-FORKED = b"forked\0\0"
+_FORKED_DOMAIN = b"ponyswarm/forked/v1\0"
 
 # The entries that a project's rights rest on: undisputed records, vouches and revocations.
 RIGHTS = """
@@ -379,6 +380,13 @@ class Store:
         # The halves are ordered by id, so that every node keeps the same row.
         low, high = sorted((first, second), key=lambda half: half.id)
         header = low.header
+        earlier = self._db.execute(
+            "SELECT 1 FROM fork_evidence WHERE project = ? AND author = ? AND nonce = ?"
+            " AND seq < ?",
+            (project, header.author, header.nonce, header.seq),
+        ).fetchone()
+        if earlier is not None:
+            return
         kept = self._db.execute(
             "INSERT OR IGNORE INTO fork_evidence VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -441,20 +449,28 @@ class Store:
     def frontier(self, project: bytes) -> dict[FeedRef, FeedMark]:
         """How far each feed of a project goes here. A forked one is the same for everybody.
 
+        Its mark is made of the last entry that stands. Where two nodes know of the fork by
+        later entries only and hold different ones before, they find that by this.
+
         One that is forked from its first entry on is left out: nothing of it stands, and
         who knows only the proof has no such feed.
         """
         rows = self._db.execute(
-            "SELECT key, nonce, genesis, height, head, forked_at FROM feed"
+            "SELECT key, nonce, genesis, height, head, forked_at, feed FROM feed"
             " JOIN author USING (author) WHERE project = ? AND ifnull(forked_at, 1) > 0",
             (project,),
         )
-        return {
-            FeedRef(key, nonce, bool(genesis)): FeedMark(height, head[:8])
-            if forked_at is None
-            else FeedMark(min(height, forked_at), FORKED)
-            for key, nonce, genesis, height, head, forked_at in rows
-        }
+        marks: dict[FeedRef, FeedMark] = {}
+        for key, nonce, genesis, height, head, forked_at, feed in rows.fetchall():
+            mark = FeedMark(height, head[:8])
+            if forked_at is not None:
+                stands = min(height, forked_at)
+                last = self._db.execute(
+                    "SELECT id FROM entry WHERE feed = ? AND seq = ?", (feed, stands - 1)
+                ).fetchone()[0]
+                mark = FeedMark(stands, forked_mark(last))
+            marks[FeedRef(key, nonce, bool(genesis))] = mark
+        return marks
 
     def segment(self, project: bytes, ref: FeedRef, start: int, most: int) -> list[bytes]:
         """Frames of a feed from seq ``start`` on, as many as fit in ``most`` bytes."""
@@ -499,6 +515,11 @@ class Store:
         if row is None:
             return None
         return Fork(first=row[0], first_signature=row[1], second=row[2], second_signature=row[3])
+
+
+def forked_mark(last: bytes) -> bytes:
+    """What a frontier says of a forked feed in place of its head; ``last`` is what stands."""
+    return hashlib.sha256(_FORKED_DOMAIN + last).digest()[:8]
 
 
 def id_prefix(id_: bytes) -> int:

@@ -33,6 +33,8 @@ BUCKETS = 64
 MAX_REPLY = 4 << 20
 MAX_CHUNK = 128 << 10
 MAX_REQUEST = 4 << 20
+# Where heads differ, so many entries before them go too: the fork is mostly among these.
+REWIND = 64
 MAX_MESSAGE = MAX_CHUNK + (16 << 10)
 
 Frontier = Mapping[FeedRef, FeedMark]
@@ -146,8 +148,9 @@ def answer(request: bytes, frontier_of: Callable[[bytes], Frontier | None]) -> t
 def serve(request: bytes, project: bytes, frontier: Frontier, segment: Segment) -> Iterator[bytes]:
     """The messages that bring the asker what it lacks in the buckets it names.
 
-    Where the asker's head is not ours at the same height, our entry at that height goes
-    first: two signed entries for one place are the proof of a fork.
+    Where the asker's head is not ours at the same height, our entries before that height
+    go first: two signed entries for one place are the proof of a fork, and the lowest such
+    place is where it began.
     """
     wish = convert(unpack(request), Want, "bad-sync")
     chosen = set(wish.buckets)
@@ -184,11 +187,11 @@ def _start(
     if mine.height < theirs.height or mine == theirs:
         return None
     if mine.height == theirs.height:
-        return max(0, mine.height - 1)
+        return max(0, mine.height - REWIND)
     ours = segment(project, ref, theirs.height, MAX_CHUNK)
     # The entry after the asker's head names that head in its prev (bytes 88 to 96 of a frame).
     follows = bool(ours) and ours[0][88:96] == theirs.head
-    return theirs.height if follows else theirs.height - 1
+    return theirs.height if follows else max(0, theirs.height - REWIND)
 
 
 __all__: Sequence[str] = (

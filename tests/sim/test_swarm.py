@@ -112,7 +112,7 @@ def test_with_loss_every_cell_gets_its_redundancy_and_all_ledgers_become_equal(w
 
 
 def test_a_swarm_with_too_few_slots_still_serves_every_cell(world):
-    maintainer, project = swarm(world, 6, slots=1, seconds=(5, 20))
+    maintainer, project = swarm(world, 6, slots=1, seconds=(5, 20), pythons=PYTHONS)
     maintainer.say(job_for(("3.10", "3.11", "3.12", "3.13"), 8, 2), project)
     took = world.run(3600, until=lambda: is_served(maintainer, 2))
     extra = extra_runs(world, 64)

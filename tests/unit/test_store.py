@@ -17,7 +17,7 @@ from ponyswarm.errors import InfraError, LocalError
 from ponyswarm.ledger import store as store_module
 from ponyswarm.ledger.chain import Accept, Diverges, Duplicate, Early, Forked, Gap, Refused
 from ponyswarm.ledger.queries import Reader
-from ponyswarm.ledger.store import FORKED, Store
+from ponyswarm.ledger.store import Store, forked_mark
 from ponyswarm.ledger.verdicts import Verdict
 from ponyswarm.messages import Entry, FeedMark, Kind, Spec
 from ponyswarm.policy import ReaderPolicy
@@ -202,7 +202,7 @@ def test_a_fork_is_found_kept_and_proven(ledger, maintainer):
     assert ledger.append(other, LATER) == Forked(1)
     proof = ledger.evidence(genesis.id, author.public)
     assert {proof.first, proof.second} == {second.frame[:160], other.frame[:160]}
-    assert ledger.frontier(genesis.id)[first.feed] == FeedMark(1, FORKED)
+    assert ledger.frontier(genesis.id)[first.feed] == FeedMark(1, forked_mark(first.id))
     twin.result(genesis.id, job, job)
     assert ledger.append(twin.result(genesis.id, job, job), LATER) == Diverges(2)
     assert ledger.append(author.result(genesis.id, job, job), LATER) == Accept()
@@ -218,7 +218,7 @@ def test_a_fork_entry_is_proof_enough_even_before_the_feed_is_known(ledger, main
     fill(ledger, genesis, Author(6).sign(proof, genesis.id))
     assert reader(ledger).forked(genesis.id) == {author.public}
     fill(ledger, first)
-    assert ledger.frontier(genesis.id)[first.feed] == FeedMark(1, FORKED)
+    assert ledger.frontier(genesis.id)[first.feed] == FeedMark(1, forked_mark(first.id))
 
 
 def test_a_false_proof_is_refused(ledger, maintainer):
