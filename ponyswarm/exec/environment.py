@@ -304,7 +304,7 @@ class Environments:
                         output_bytes=sandbox.limits.output_bytes,
                     ),
                     channels=[channel],
-                    stop=lambda: room < 0,
+                    stop=lambda _: room < 0,
                 )
             finally:
                 channel.close()

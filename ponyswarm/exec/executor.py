@@ -287,7 +287,7 @@ class Executor:
                 ),
                 channels=[channel],
                 pulse=lambda: report.heard,
-                stop=lambda: bool(report.overflow),
+                stop=lambda _: bool(report.overflow),
                 keep_bytes=LOG_BYTES // 2,
             )
         finally:
@@ -311,7 +311,8 @@ class Executor:
         def broken(reason: Reason, detail: str) -> Outcome:
             return run.outcome(reason, detail, tests)
 
-        if confined.killed_for_memory:
+        starved = self._holds.groups is None and any("MemoryError" in t.message for t in tests)
+        if confined.killed_for_memory or starved:
             allowed = limits.memory_bytes >> 20
             return broken(Reason.OUT_OF_MEMORY, f"more memory than the {allowed} MiB allowed here")
         if report.full and not good:

@@ -140,12 +140,14 @@ class _Run:
         self.heard = self.began
         self.how = How.EXITED
 
-    def verdict(self, pulse: Callable[[], float] | None, stop: Callable[[], bool] | None) -> bool:
+    def verdict(
+        self, pid: int, pulse: Callable[[], float] | None, stop: Callable[[int], bool] | None
+    ) -> bool:
         """Whether it must end now; `how` then says why."""
         now = trio.current_time()
         heard = max(self.heard, pulse() if pulse is not None else self.heard)
         silent = self.patience.silent_seconds
-        if stop is not None and stop():
+        if stop is not None and stop(pid):
             self.how = How.STOPPED
         elif self.output.total > self.patience.output_bytes:
             self.how = How.OUTPUT_LIMIT
@@ -165,14 +167,14 @@ async def run(
     pass_fds: Sequence[int] = (),
     channels: Sequence[Channel] = (),
     pulse: Callable[[], float] | None = None,
-    stop: Callable[[], bool] | None = None,
+    stop: Callable[[int], bool] | None = None,
     keep_bytes: int = 1 << 20,
 ) -> Ended:
     """Run a process to its end, or to the end of our patience.
 
     ``pulse`` gives the trio time of the last sign of life other than output; ``stop``,
-    asked now and then, tells whether to end it for a reason of the caller's own.
-    ``pass_fds`` are closed here once the child has them.
+    asked now and then with the process's id, tells whether to end it for a reason of
+    the caller's own. ``pass_fds`` are closed here once the child has them.
     """
     reader, writer = os.pipe()
     try:
@@ -210,7 +212,7 @@ async def run(
                 ended.set()
 
             async def watch() -> None:
-                while not run_.verdict(pulse, stop):
+                while not run_.verdict(process.pid, pulse, stop):
                     await trio.sleep(TICK_SECONDS)
                 _kill(process)
 

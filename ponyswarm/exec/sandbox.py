@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+import psutil
 import trio
 
 from ponyswarm.errors import InfraError
@@ -137,11 +138,20 @@ class Sandbox:
         patience: Patience,
         channels: Sequence[Channel] = (),
         pulse: Callable[[], float] | None = None,
-        stop: Callable[[], bool] | None = None,
+        stop: Callable[[int], bool] | None = None,
         keep_bytes: int = MIB,
     ) -> Confined:
         """Run a command in it; everything that it started is dead when this returns."""
         group = self._group()
+        hungry = False
+
+        def stopped(pid: int) -> bool:
+            nonlocal hungry
+            if group is None:
+                # A limit per process alone would let many processes take it all.
+                hungry = _memory(pid) > self.limits.memory_bytes
+            return hungry or (stop is not None and stop(pid))
+
         try:
             command, descriptors = self._command(argv, channels)
             if group is not None:
@@ -153,12 +163,12 @@ class Sandbox:
                 pass_fds=descriptors,
                 channels=channels,
                 pulse=pulse,
-                stop=stop,
+                stop=stopped,
                 keep_bytes=keep_bytes,
             )
             return Confined(
                 ended=ended,
-                killed_for_memory=group is not None and group.killed_for_memory() > 0,
+                killed_for_memory=hungry or (group is not None and group.killed_for_memory() > 0),
                 refused_processes=group is not None and group.refused_processes() > 0,
             )
         finally:
@@ -280,7 +290,8 @@ class Sandbox:
             *(f"--nproc={self.limits.processes}", f"--fsize={self.limits.scratch_bytes}"),
         ]
         if self.holds.groups is None:
-            steps.append(f"--as={self.limits.memory_bytes}")
+            # Address space is not memory: programs reserve more than they use.
+            steps.append(f"--as={2 * self.limits.memory_bytes + 1024 * MIB}")
         return [*steps, "--"]
 
     def _etc(self) -> dict[str, str]:
@@ -294,6 +305,28 @@ class Sandbox:
             "services: files\nprotocols: files\n",
             "/etc/hostname": "ponyswarm\n",
         }
+
+
+def _memory(pid: int) -> int:
+    """The private memory of a process and all below it, in bytes."""
+    try:
+        top = psutil.Process(pid)
+        tree = [top, *top.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    return sum(_private(one) for one in tree)
+
+
+def _private(one: psutil.Process) -> int:
+    """Memory of one process; what forks share counts once, where the kernel tells."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss_Anon:"):
+                return int(line.split()[1]) * 1024
+    with suppress(psutil.Error):
+        usage = one.memory_info()
+        return max(0, int(usage.rss - usage.shared))
+    return 0
 
 
 def _parents(path: str) -> list[str]:

@@ -63,10 +63,11 @@ def unpack(archive: Path, into: Path, *, max_bytes: int = MAX_BYTES) -> Path:
         raise PeerError("source", f"not a sound archive: {fault}") from fault
     except NotImplementedError as fault:
         raise PeerError("source", f"an archive of an unknown kind: {fault}") from fault
-    except OSError as fault:
-        if isinstance(fault, gzip.BadGzipFile):
-            raise PeerError("source", f"not a sound archive: {fault}") from fault
-        raise
+    except (gzip.BadGzipFile, FileExistsError, NotADirectoryError, IsADirectoryError) as fault:
+        raise PeerError("source", f"not a sound archive: {fault}") from fault
+    for folder in [into, *(path for path in into.rglob("*") if path.is_dir())]:
+        if not folder.is_symlink():
+            folder.chmod(0o755)
     if not any(into.iterdir()):
         raise PeerError("source", "the archive is empty")
     return top(into)
@@ -110,13 +111,61 @@ def _is_tar(archive: Path) -> bool:
 
 
 def _unpack_tar(archive: Path, into: Path, max_bytes: int) -> None:
+    # By hand: tarfile's own filters are missing from the 3.11 of some distributions.
     budget = _Budget(max_bytes)
     with tarfile.open(archive, "r|*", tarinfo=_Member) as tar:
         for member in tar:
             budget.member(member.name, member.size)
-            if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+            target = into / member.name
+            if target == into:
+                continue
+            _make_parents(into, target)
+            if member.isdir():
+                _make_parents(into, target / "x")
+            elif member.issym():
+                _check_link(member.name, member.linkname)
+                target.symlink_to(member.linkname)
+            elif member.islnk():
+                _link(into, member.linkname, target)
+            elif member.isreg():
+                _write(tar.extractfile(member), target, member.mode)
+                if 0 < member.mtime < 1 << 33:
+                    os.utime(target, (member.mtime, member.mtime))
+            else:
                 raise PeerError("source", f"neither file, folder nor link: {member.name[:100]!r}")
-            tar.extract(member, into, filter=_plain)
+
+
+def _make_parents(into: Path, target: Path) -> None:
+    """Make the folders above a target; a link among them would lead elsewhere."""
+    for folder in reversed(target.relative_to(into).parents):
+        place = into / folder
+        if place.is_symlink():
+            raise PeerError("source", f"a file below a link: {str(target.name)[:100]!r}")
+        place.mkdir(exist_ok=True)
+
+
+def _check_link(name: str, to: str) -> None:
+    path = os.path.normpath(os.path.join(os.path.dirname(name), to))
+    if os.path.isabs(to) or path == ".." or path.startswith("../") or len(to) > MAX_PATH:
+        raise PeerError("source", f"a link that leaves the folder: {name[:100]!r}")
+
+
+def _link(into: Path, to: str, target: Path) -> None:
+    """A hard link names an earlier file of the archive."""
+    _Budget(0).member(to, 0)
+    original = into / to
+    _make_parents(into, original)
+    if original.is_symlink() or not original.is_file():
+        raise PeerError("source", f"a hard link to nothing: {to[:100]!r}")
+    os.link(original, target)
+
+
+def _write(source: IO[bytes] | None, target: Path, mode: int) -> None:
+    """Readable by the job's own id, writable by nobody else, and never set-uid."""
+    assert source is not None
+    with target.open("xb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+    target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)
 
 
 class _Member(tarfile.TarInfo):
@@ -127,15 +176,6 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError("a header of absurd size")
         parsed: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
         return parsed
-
-
-def _plain(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
-    safe = tarfile.data_filter(member, into)
-    if safe is None:
-        return None
-    # Readable by the job's own id, writable by nobody else, and never set-uid.
-    mode = 0o755 if member.isdir() or member.mode & stat.S_IXUSR else 0o644
-    return safe.replace(mode=mode, deep=False)
 
 
 def _unpack_zip(archive: Path, into: Path, max_bytes: int) -> None:
@@ -150,7 +190,7 @@ def _unpack_zip(archive: Path, into: Path, max_bytes: int) -> None:
             if member.is_dir():
                 target.mkdir(parents=True, exist_ok=True)
                 continue
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_parents(into, target)
             with zip_.open(member) as source, target.open("xb") as file:
                 # The size in the directory is only a claim.
                 while chunk := source.read(1 << 20):

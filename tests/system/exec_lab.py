@@ -1,0 +1,137 @@
+"""What the tests of running jobs share: tiny projects, an executor, and a way into trio."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import sys
+import tarfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from ponyswarm.exec import interpreters, sandbox
+from ponyswarm.exec.executor import Executor
+from ponyswarm.exec.interpreters import Installed
+from ponyswarm.exec.outcome import Outcome, Progress
+from ponyswarm.exec.sandbox import MIB, Holds, Limits
+from ponyswarm.messages import Cell, FileTemplate, Install, Lock, Spec
+
+NOW = 1_790_000_000_000
+SMALL = Limits(
+    memory_bytes=256 * MIB,
+    processes=64,
+    scratch_bytes=64 * MIB,
+    output_bytes=4 * MIB,
+    seconds=30.0,
+    silent_seconds=20.0,
+)
+
+
+def in_trio(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run an async test; nothing of it may take longer than a minute and a half."""
+
+    @functools.wraps(test)
+    def run(**arguments: object) -> None:
+        async def bounded() -> None:
+            with trio.fail_after(90):
+                await test(**arguments)
+
+        holds()
+        trio.run(bounded)
+
+    return run
+
+
+@functools.lru_cache(maxsize=1)
+def holds() -> Holds:
+    found = trio.run(sandbox.probe)
+    if not isinstance(found, Holds):
+        pytest.skip(f"no sandbox here: {found.why}")
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def this_python() -> Installed:
+    return interpreters.probe(Path(getattr(sys, "_base_executable", sys.executable)))
+
+
+def archive(folder: Path, files: dict[str, str]) -> Path:
+    """A source archive of these files."""
+    path = folder / "source.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in files.items():
+            member = tarfile.TarInfo(f"project-1.0/{name}")
+            member.size = len(text.encode())
+            member.mode = 0o644
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return path
+
+
+def executor(folder: Path, limits: Limits = SMALL) -> Executor:
+    return Executor(
+        cache=folder / "cache", scratch=folder / "scratch", limits=limits, sandbox=holds()
+    )
+
+
+async def run(
+    folder: Path,
+    body: str,
+    *,
+    limits: Limits = SMALL,
+    runner: str = "unittest",
+    command: tuple[str, ...] = ("python", "-m", "unittest", "-v"),
+    env: dict[str, str] | None = None,
+    files: tuple[FileTemplate, ...] = (),
+    timeout: int = 60,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Outcome:
+    """Run one test module that needs nothing but the standard library."""
+    folder.mkdir(exist_ok=True)
+    source = archive(folder, {"test_it.py": body})
+    interpreter = this_python()
+    return await executor(
+        folder, limits
+    ).run(
+        source=source,
+        source_hash=hashlib.sha256(source.read_bytes()).digest(),
+        spec=Spec(
+            python=("3",),
+            runner=runner,  # type: ignore[arg-type]
+            command=command,
+            install=Install(project=False),
+            env=env or {},
+            files=files,
+            timeout=timeout,
+        ),
+        cell=Cell(python="3"),
+        interpreter=interpreter,
+        lock=Lock(
+            implementation=interpreter.implementation,
+            python=".".join(interpreter.version.split(".")[:2]),
+            system="linux",
+            machine="any",
+            requirements="",
+            build="",
+        ),
+        resolve_before=NOW,
+        progress=progress,
+    )
+
+
+def module(body: str, before: str = "pass") -> str:
+    """A test module: one test that passes, then one with this body."""
+    indented = "\n".join(f"        {line}" for line in body.strip().splitlines())
+    return (
+        "import os, sys, time, socket, signal, subprocess, unittest\n"
+        "class Jobs(unittest.TestCase):\n"
+        f"    def test_a_first(self):\n        {before}\n"
+        f"    def test_b_second(self):\n{indented}\n"
+    )
+
+
+FIRST = "test_it.Jobs.test_a_first"
+SECOND = "test_it.Jobs.test_b_second"
