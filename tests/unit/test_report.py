@@ -95,8 +95,8 @@ JSON = st.recursive(
 )
 
 
-KEYS = st.sampled_from("e s id st t m n code free size".split())
-WORDS = st.sampled_from("begin start end finish collected space 1 passed".split())
+KEYS = st.sampled_from(["e", "s", "id", "st", "t", "m", "n", "code", "free", "size"])
+WORDS = st.sampled_from(["begin", "start", "end", "finish", "collected", "space", "1", "passed"])
 
 
 @given(st.lists(st.dictionaries(KEYS, JSON | WORDS), max_size=30))
