@@ -903,9 +903,19 @@ class FencedGossip(GossipSub):  # type: ignore[misc]
                 self.mcache.shift()
                 self.scorer.on_heartbeat()
                 self._periodic_security_cleanup()
+                self._end_back_offs()
             except Exception:
                 self._referee.refuse("heartbeat-error", None)
             await trio.sleep(self.heartbeat_interval)
+
+    def _end_back_offs(self) -> None:
+        # The base class keeps the back-off of every peer that ever left.
+        now = time.time()
+        for topic, until in list(self.back_off.items()):
+            for peer in [peer for peer, end in until.items() if end < now]:
+                del until[peer]
+            if not until:
+                del self.back_off[topic]
 
     async def _emit_control_msgs(
         self,
