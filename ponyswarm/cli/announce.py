@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from ponyswarm import announcing, config, handover, keys
 from ponyswarm.cli import EXIT_USAGE, json_option, print_json
 from ponyswarm.cli.node import network_addresses, start_logging
 from ponyswarm.cli.opening import node_is_running, now_ms, opened
+from ponyswarm.cli.read import exit_code
 from ponyswarm.errors import LocalError
 from ponyswarm.exec import interpreters
 from ponyswarm.home import Home
-from ponyswarm.ledger.queries import Reader
+from ponyswarm.ledger.queries import CellRow, Reader
+from ponyswarm.ledger.verdicts import CONFIRMED
 from ponyswarm.messages import Announce, Blob
 from ponyswarm.node import open_node
 from ponyswarm.p2p.discovery import PeerTable
+from ponyswarm.policy import ReaderPolicy
 from ponyswarm.session import Session
 
 GRACE = 3.0
@@ -45,6 +49,10 @@ GRACE = 3.0
     show_default=True,
     help="Without a running node: how long to try to hand the job over.",
 )
+@click.option("--wait", is_flag=True, help="Stay until the verdicts are there; exit as 'results'.")
+@click.option(
+    "--timeout", default="1 h", show_default=True, help="With --wait: how long at the most."
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be announced; sign nothing.")
 @json_option
 @click.pass_context
@@ -59,6 +67,8 @@ def announce(
     no_locks: bool,
     peers: tuple[str, ...],
     wait_peers: str,
+    wait: bool,
+    timeout: str,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -100,8 +110,20 @@ def announce(
             facts: dict[str, object] = {"published_by": "the node running on this home"}
             click.echo("the node running on this home publishes it", err=True)
             code = 0
+            if wait:
+                code = trio.run(_verdicts, home, entry.id, _seconds("--timeout", timeout))
         else:
-            facts, code = _hand_over(home, session, project_id, wanted, peers, seconds)
+            facts, code = _hand_over(
+                home,
+                session,
+                project_id,
+                wanted,
+                peers,
+                seconds,
+                partial(_verdicts, home, entry.id, _seconds("--timeout", timeout))
+                if wait
+                else None,
+            )
     if as_json:
         print_json(
             {
@@ -185,6 +207,27 @@ def _print(
         )
 
 
+async def _verdicts(home: Home, job: bytes, seconds: int) -> int:
+    """Wait until every cell is confirmed, saying what changes; the exit code of `results`."""
+    said = ""
+    cells: list[CellRow] = []
+    with Reader(home.ledger) as reader:
+        row = reader.find_job(None, job.hex(), None)
+        with trio.move_on_after(seconds):
+            while True:
+                cells = reader.cells(row, ReaderPolicy(agreeing=row.redundancy))
+                counted = Counter(str(cell.finding.verdict) for cell in cells)
+                text = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counted.items()))
+                if text != said:
+                    click.echo(text, err=True)
+                    said = text
+                if all(cell.finding.verdict in CONFIRMED for cell in cells):
+                    break
+                await trio.sleep(1)
+    click.echo(f"'ponyswarm results --job {job.hex()[:16]} …' shows the matrix", err=True)
+    return exit_code(cells)
+
+
 def _hand_over(
     home: Home,
     session: Session,
@@ -192,6 +235,7 @@ def _hand_over(
     blobs: Sequence[Blob],
     peers: tuple[str, ...],
     seconds: int,
+    verdicts: Callable[[], Awaitable[int]] | None,
 ) -> tuple[dict[str, object], int]:
     """Join the network for as long as it takes; what came of it, and the exit code."""
     settings = config.load(home.ini)
@@ -206,7 +250,7 @@ def _hand_over(
         return {"handed_to": [], "entry_only": []}, EXIT_USAGE
     click.echo("looking for peers to hand it to", err=True)
 
-    async def main() -> handover.HandedOver:
+    async def main() -> tuple[handover.HandedOver, int]:
         async with open_node(
             key=session.key,
             store=session.store,
@@ -219,11 +263,14 @@ def _hand_over(
             table=table,
         ) as node:
             await node.follow(project, trusted=False)
-            return await handover.hand_over(
+            state = await handover.hand_over(
                 node, project, blobs, seconds=seconds, grace=GRACE, progress=lambda state: None
             )
+            if state.whole and verdicts is not None:
+                return state, await verdicts()
+            return state, 0
 
-    state = trio.run(main)
+    state, code = trio.run(main)
     facts: dict[str, object] = {
         "handed_to": sorted(keys.peer_id(key) for key in state.whole),
         "entry_only": sorted(keys.peer_id(key) for key in state.entry - state.whole),
@@ -231,7 +278,7 @@ def _hand_over(
     if state.whole:
         count = len(state.whole)
         click.echo(f"handed to {count} peer{'s' * (count != 1)}, with its source", err=True)
-        return facts, 0
+        return facts, code
     if state.entry:
         click.echo(
             f"{len(state.entry)} peers hold the announcement, none took the source (volunteers "

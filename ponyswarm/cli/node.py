@@ -34,6 +34,8 @@ log = logging.getLogger("ponyswarm")
 
 STATUS_EVERY = 1.0
 STATUS_IDLE = 15.0
+# With --once: seconds without a cell of ours before the node ends.
+ONCE_QUIET = 20.0
 SETTINGS_EVERY = 2.0
 
 # Wraps how a node runs a task; the demo's liar is made with it.
@@ -44,17 +46,47 @@ Wrap = Callable[[Execute], Execute]
 @click.option("--listen", multiple=True, metavar="ADDR", help="Listen here instead.")
 @click.option("--peer", "peers", multiple=True, metavar="ADDR", help="Call this node as well.")
 @click.option("--read-only", is_flag=True, help="Run no jobs: only replicate and serve.")
+@click.option("--once", is_flag=True, help="Stop when there is nothing left to run.")
+@click.option("--dry-run", is_flag=True, help="Say what would be offered, and to whom; then end.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more.")
 @click.pass_obj
 def node(
-    home: Home, listen: tuple[str, ...], peers: tuple[str, ...], read_only: bool, verbose: bool
+    home: Home,
+    listen: tuple[str, ...],
+    peers: tuple[str, ...],
+    read_only: bool,
+    once: bool,
+    dry_run: bool,
+    verbose: bool,
 ) -> None:
     """Run this machine's node: replicate, serve, and run the jobs you trust.
 
     Ctrl-C stops it in good order: what runs is given back to the others.
     """
     start_logging(verbose=verbose)
-    trio.run(partial(run, home, listen=listen, peers=peers, read_only=read_only))
+    if dry_run:
+        trio.run(describe, home)
+        return
+    trio.run(partial(run, home, listen=listen, peers=peers, read_only=read_only, once=once))
+
+
+async def describe(home: Home) -> None:
+    """Print what a node on this home would offer."""
+    settings = _settings(home)
+    offered, _, words, _ = await _volunteer(home, settings)
+    click.echo(f"sandbox    {words}")
+    for one in () if offered is None else offered.interpreters:
+        click.echo(f"offers     {one.implementation} {one.version}{'t' * one.free_threaded}")
+    for project in sorted(settings.trusted):
+        click.echo(f"runs for   {project.hex()}")
+    for project in sorted(settings.followed - settings.trusted):
+        click.echo(f"keeps      {project.hex()}")
+    for address in settings.listen:
+        click.echo(f"listens    {address}")
+    for address in network_addresses(home, settings, ()):
+        click.echo(f"calls      {address}")
+    if not settings.trusted:
+        click.echo("no project is trusted: 'ponyswarm trust add PROJECT_ID' lets jobs in", err=True)
 
 
 def start_logging(*, verbose: bool, level: int = logging.INFO) -> None:
@@ -76,12 +108,11 @@ async def run(
     listen: tuple[str, ...] = (),
     peers: tuple[str, ...] = (),
     read_only: bool = False,
+    once: bool = False,
     wrap: Wrap | None = None,
 ) -> None:
-    """A node on this home until SIGINT or SIGTERM."""
-    if not home.ini.exists():
-        raise LocalError(f"there are no settings in {home.config_dir}: run 'ponyswarm init' first")
-    settings = config.load(home.ini)
+    """A node on this home until SIGINT or SIGTERM, or until there is nothing to run."""
+    settings = _settings(home)
     home.create()
     lock = FileLock(home.lock)
     try:
@@ -93,10 +124,18 @@ async def run(
         ) from fault
     try:
         with opened(home) as session:
-            await _run(home, settings, session, listen or settings.listen, peers, read_only, wrap)
+            await _run(
+                home, settings, session, listen or settings.listen, peers, read_only, once, wrap
+            )
     finally:
         home.status.unlink(missing_ok=True)
         lock.release()
+
+
+def _settings(home: Home) -> config.Settings:
+    if not home.ini.exists():
+        raise LocalError(f"there are no settings in {home.config_dir}: run 'ponyswarm init' first")
+    return config.load(home.ini)
 
 
 async def _run(
@@ -106,6 +145,7 @@ async def _run(
     listen: tuple[str, ...],
     peers: tuple[str, ...],
     read_only: bool,
+    once: bool,
     wrap: Wrap | None,
 ) -> None:
     offered: Capacity | None = None
@@ -143,11 +183,23 @@ async def _run(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_tell_status, home, report)
             nursery.start_soon(_watch_settings, home, opened_node)
+            if once:
+                nursery.start_soon(_until_idle, opened_node, nursery.cancel_scope)
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                 async for number in signals:
                     log.info("stopping (%s)", signal.Signals(number).name)
                     break
             nursery.cancel_scope.cancel()
+
+
+async def _until_idle(opened_node: Node, scope: trio.CancelScope) -> None:
+    """End the node when it has had no cell to run for a while."""
+    quiet = 0.0
+    while quiet < ONCE_QUIET:
+        await trio.sleep(1)
+        quiet = 0.0 if opened_node.protocol.mine else quiet + 1
+    log.info("nothing left to run")
+    scope.cancel()
 
 
 def network_addresses(

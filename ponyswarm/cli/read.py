@@ -344,7 +344,7 @@ def status(home: Home, as_json: bool) -> None:
     if as_json:
         import msgspec
 
-        facts = {"running": now is not None, "home": str(home.data_dir)}
+        facts = {"node_runs": now is not None, "home": str(home.data_dir)}
         print_json({**facts, **({} if now is None else msgspec.to_builtins(now))})
         return
     out = console()

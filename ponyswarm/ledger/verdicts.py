@@ -24,6 +24,9 @@ class Verdict(StrEnum):
     PENDING = "pending"
 
 
+CONFIRMED = frozenset({Verdict.CONFIRMED_PASS, Verdict.CONFIRMED_FAIL})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One outcome as a verdict sees it. ``order`` is its place in the author's feed."""

@@ -242,3 +242,34 @@ def test_ctrl_c_gives_a_running_cell_back_at_once(
     assert stopped.process.wait(10) == 0
     until("the other has run it", lambda: runs(other, job) == 1, 30)
     assert time.monotonic() - began < 25
+
+
+@pytest.mark.timeout(120)
+def test_announce_wait_ends_with_the_verdict_and_node_once_when_nothing_is_left(
+    swarm: Swarm, python: Installed, tmp_path: Path
+) -> None:
+    maintainer = swarm.member("maintainer", [python])
+    volunteer = swarm.member("volunteer", [python])
+    project = found_project(swarm, maintainer)
+    swarm.command(volunteer, "trust", "add", project)
+    said = _ponyswarm(volunteer, "node", "--dry-run")
+    assert f"offers     cpython {python.version}" in said.stdout
+    assert f"runs for   {project}" in said.stdout
+
+    swarm.start(volunteer, [], "--once")
+    address = swarm.address(volunteer)
+    failing = PASSES.replace("1 + 1, 2", "1 + 1, 3")
+    for text, code in ((PASSES, 0), (failing, 1)):
+        source = archive(tmp_path, "quick", {"test_it.py": text})
+        spec = unittest_spec(tmp_path, minor_version(python))
+        waited = _ponyswarm(
+            maintainer,
+            *("announce", str(source), "-p", "demo", "--spec", str(spec)),
+            *("--peer", address, "--wait"),
+        )
+        assert waited.returncode == code, waited.stderr
+        results = _ponyswarm(maintainer, "results", "demo", "--json")
+        assert results.returncode == code
+    assert volunteer.process is not None
+    assert volunteer.process.wait(40) == 0
+    volunteer.process = None
