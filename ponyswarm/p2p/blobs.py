@@ -133,6 +133,10 @@ class BlobStore:
         except OSError as fault:
             raise InfraError(f"a blob could not be written: {fault}") from fault
 
+    def discard(self, blob: Blob) -> None:
+        """Forget what came of a blob so far."""
+        self._part(blob).unlink(missing_ok=True)
+
     def complete(self, blob: Blob) -> bool:
         """Check what came against the hash and keep it; False (and it is gone) when wrong."""
         part = self._part(blob)
@@ -193,29 +197,47 @@ async def has(open_: Open, peer: bytes, hash_: bytes) -> bool:
 async def fetch(open_: Open, blob: Blob, peers: Iterable[bytes], store: BlobStore) -> bool:
     """Get a blob from the first of ``peers`` that has it; True when it is here now.
 
-    Raises `InfraError` when this disk does not take it. A peer that sends wrong bytes
-    raises `PeerError` ("bad-blob") and what it sent is thrown away.
+    Raises `InfraError` when this disk does not take it. What has the wrong hash in the end
+    is thrown away and the next peer is asked; `PeerError` ("bad-blob") says that somebody
+    sent wrong bytes and nobody the right ones.
     """
     if blob.size > MAX_BLOB:
         return False
+    bad: PeerError | None = None
     for peer in peers:
-        if blob.hash in store:
-            return True
-        try:
-            while (have := store.partial_size(blob)) < blob.size:
-                if not await _fetch_range(open_, peer, blob, have, store):
+        # Twice: what an earlier giver left may be what is wrong, and this peer's part right.
+        for _ in range(2):
+            if blob.hash in store:
+                return True
+            have = store.partial_size(blob)
+            try:
+                await _fetch_from(open_, peer, blob, store)
+                break
+            except PeerError as fault:
+                if not fault.reason.startswith("bad-"):
                     break
-        except PeerError as fault:
-            if fault.reason.startswith("bad-"):
-                raise
-            continue
-        if store.partial_size(blob) == blob.size:
-            if blob.size == 0:
-                store.extend(blob, b"")
-            if not store.complete(blob):
-                raise PeerError("bad-blob", f"{blob.hash.hex()[:16]} has another hash")
-            return True
-    return blob.hash in store
+                if have == 0:
+                    bad = fault
+                    break
+    if blob.hash in store:
+        return True
+    if bad is not None:
+        raise bad
+    return False
+
+
+async def _fetch_from(open_: Open, peer: bytes, blob: Blob, store: BlobStore) -> None:
+    """Get the rest from one peer, if it has it; `PeerError` when all came and is wrong."""
+    if store.partial_size(blob) > blob.size:
+        # Left by somebody's claim that this hash is of a larger blob.
+        store.discard(blob)
+    while (offset := store.partial_size(blob)) < blob.size:
+        if not await _fetch_range(open_, peer, blob, offset, store):
+            return
+    if blob.size == 0:
+        store.extend(blob, b"")
+    if not store.complete(blob):
+        raise PeerError("bad-blob", f"{blob.hash.hex()[:16]} has another hash")
 
 
 async def _fetch_range(open_: Open, peer: bytes, blob: Blob, offset: int, store: BlobStore) -> bool:
@@ -224,13 +246,13 @@ async def _fetch_range(open_: Open, peer: bytes, blob: Blob, offset: int, store:
     try:
         await stream.send(pack(Get(hash=blob.hash, offset=offset, length=length)))
         size = convert(unpack(await stream.receive(64)), Have, "bad-blob-reply").size
-        if size < 0:
-            return False
         if size != blob.size:
-            raise PeerError("bad-blob", "another size than was announced")
+            # Not here, or whoever named the blob was wrong about its size: not this peer's fault.
+            return False
         while length > 0:
             data = await stream.receive(MAX_FRAME)
             if not data or len(data) > length:
+                store.discard(blob)
                 raise PeerError("bad-blob", "a range of another length")
             store.extend(blob, data)
             length -= len(data)
