@@ -181,8 +181,6 @@ class Executor:
         if lock is None:
             run.step("resolve")
             lock = await self._resolved(tree, spec, cell, interpreter, resolve_before)
-        run.step("install")
-        environment = await self.environments.environment(lock.requirements, interpreter)
         with self._folder() as folder:
             base = Sandbox(
                 holds=self._holds,
@@ -191,15 +189,22 @@ class Executor:
                 name=f"{self._mark}-{folder.name}",
             )
             base = (
-                base.with_interpreter(interpreter.prefix)
+                base.with_interpreter(interpreter)
                 .with_scratch("/project", self._limits.scratch_bytes)
                 .with_folder("/project/home")
                 .with_environment(FIXED)
             )
+            channels = _made(folder / "build")
+            run.step("install")
+            environment = await self.environments.environment(
+                lock.requirements, interpreter, sandbox=base, channels=channels
+            )
             site: Path | None = None
             if spec.install.project:
                 run.step("build")
-                build = await self.environments.environment(lock.build, interpreter)
+                build = await self.environments.environment(
+                    lock.build, interpreter, sandbox=base, channels=channels
+                )
                 site = await self.environments.project(
                     base,
                     tree=tree,
@@ -207,7 +212,7 @@ class Executor:
                     build_environment=build,
                     interpreter=interpreter,
                     settings={**_version_settings(tree), **settings},
-                    channels=_made(folder / "build"),
+                    channels=channels,
                 )
             run.environment = self._described(interpreter, environment, site)
             run.step("test")

@@ -25,6 +25,7 @@ import trio
 
 from ponyswarm.errors import InfraError
 from ponyswarm.exec import cgroup, process, seccomp
+from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.process import Channel, Ended, Patience
 
 MIB = 1 << 20
@@ -121,11 +122,14 @@ class Sandbox:
     def with_environment(self, environment: Mapping[str, str]) -> Sandbox:
         return replace(self, environment={**self.environment, **environment})
 
-    def with_interpreter(self, prefix: str) -> Sandbox:
+    def with_interpreter(self, interpreter: Installed) -> Sandbox:
         """Bind an interpreter's prefix at its own path, unless it is the system's."""
-        if prefix.startswith("/usr/") or prefix == "/usr":
-            return self
-        return self.with_read_only(prefix, prefix)
+        real = str(Path(interpreter.path).parent.parent)
+        box = self
+        for prefix in {interpreter.prefix: None, real: None}:
+            if prefix != "/usr" and not prefix.startswith("/usr/"):
+                box = box.with_read_only(prefix, prefix)
+        return box
 
     @property
     def identity(self) -> int:
