@@ -84,6 +84,7 @@ def _role(role: str, *rest: str) -> list[str]:
 CONTENDERS = {
     "bare py-libp2p host": (_role("bare"), "bare-peer"),
     "open_network": (_role("network"), "peer"),
+    "ponyswarm node": (_role("node"), "peer"),
 }
 
 
@@ -156,6 +157,31 @@ async def _network(dial: str | None) -> None:
         await trio.sleep_forever()
 
 
+async def _node(dial: str | None) -> None:
+    """A whole node that trusts one project, on a home of its own."""
+    import tempfile
+    from pathlib import Path
+
+    import trio
+
+    from ponyswarm import config, keys, status
+    from ponyswarm.cli.node import run
+    from ponyswarm.home import Home
+
+    with tempfile.TemporaryDirectory(prefix="ponyswarm-bench-") as folder:
+        home = Home.under(Path(folder))
+        home.create()
+        keys.save(home.key, keys.SecretKey.generate())
+        text = config.template(listen="/ip4/127.0.0.1/tcp/0", slots=1, memory=1 << 30)
+        config.write(home.ini, text)
+        config.add_project(home.ini, "trust", bytes(31) + b"\1", "bench")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, home)
+            while (now := status.read(home.status)) is None or not now.addresses:
+                await trio.sleep(0.1)
+            print(now.addresses[0], flush=True)
+
+
 async def _bare(dial: str | None) -> None:
     """A host with the settings that the measurements recommend, and no more."""
     import logging
@@ -220,7 +246,7 @@ async def _bare(dial: str | None) -> None:
 async def _run_role(role: str, dial: str | None) -> None:
     import trio
 
-    body = _bare if role.startswith("bare") else _network
+    body = {"bare": _bare, "bare-peer": _bare, "node": _node}.get(role, _network)
     async with trio.open_nursery() as nursery:
         for _ in range(1 if dial is None else PEERS):
             nursery.start_soon(body, dial)
