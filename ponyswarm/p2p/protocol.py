@@ -683,7 +683,7 @@ class Protocol:
         for (peer, project), due in list(self._pull_later.items()):
             if due <= now:
                 del self._pull_later[peer, project]
-                if project in self._projects:
+                if peer in self._peers and project in self._projects:
                     effects += self._pull(peer, project, now)
         for peer, due in self._peers.items():
             if due <= now:

@@ -1,0 +1,279 @@
+"""Who runs what: ranks, claims, yields, renewals, and enough but few runs."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from dataclasses import replace
+
+import pytest
+from authors import NOW, digest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ponyswarm.messages import Offer
+from ponyswarm.p2p.scheduling import (
+    LEASE_MS,
+    RENEW_MS,
+    SETTLE_MS,
+    SPARE_RUNS,
+    STEP_MS,
+    CellState,
+    Done,
+    choose,
+    claim_at,
+    live_leases,
+    rank,
+    renewals,
+    should_yield,
+    still_wanted,
+    unexpired,
+)
+
+KEYS = [digest(f"key {n}") for n in range(8)]
+A, B, C, D = KEYS[:4]
+ENV, OTHER = digest("env"), digest("other env")
+
+
+def cell(name: str = "cell", wanted: int = 2, **more: object) -> CellState:
+    return CellState(
+        id=digest(name),
+        job=digest("job"),
+        python="3.12",
+        services=(),
+        wanted=wanted,
+        vacant_since=NOW,
+        **more,
+    )
+
+
+def offer(slots: int = 1, until: int = NOW + 60_000) -> Offer:
+    return Offer(interpreters=(), system="linux", machine="x86_64", slots=slots, until=until)
+
+
+def ok(author: bytes, outcome: str = "pass", env: bytes = ENV) -> Done:
+    return Done(author, True, env, digest(outcome))
+
+
+def bad(author: bytes) -> Done:
+    return Done(author, False, ENV, digest("broken"))
+
+
+def any_fits(cell: CellState, offer: Offer) -> bool:
+    return True
+
+
+OFFERS = {key: offer() for key in KEYS}
+
+
+# --- how many runs --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("done", "wanted"),
+    [
+        ([], 2),
+        ([ok(A)], 1),
+        ([ok(A), ok(B)], 0),
+        ([ok(A), ok(A)], 1),
+        ([ok(A), ok(B, "fail")], 1),
+        ([ok(A), ok(B, "fail"), ok(C)], 0),
+        ([ok(A), ok(B, "fail"), ok(C, "third")], 0),
+        ([ok(A), ok(B, env=OTHER)], 0),
+        ([bad(A)], 2),
+        ([bad(A), ok(A)], 1),
+        ([ok(A), bad(B), bad(C), bad(D)], 1),
+        ([bad(key) for key in KEYS[: 2 + SPARE_RUNS - 1]], 2),
+        ([bad(key) for key in KEYS[: 2 + SPARE_RUNS]], 0),
+        ([bad(A)] * 9, 2),
+    ],
+)
+def test_how_many_runs_a_cell_lacks(done, wanted):
+    assert still_wanted(cell(done=tuple(done))) == wanted
+
+
+@given(st.permutations(KEYS))
+def test_the_rank_is_the_same_on_all_nodes(keys):
+    assert rank(digest("cell"), keys) == rank(digest("cell"), KEYS)
+
+
+def test_the_rank_spreads_cells_over_keys():
+    first = [rank(digest(str(n)), KEYS)[0] for n in range(400)]
+    assert all(20 < first.count(key) < 90 for key in KEYS)
+
+
+# --- claims -----------------------------------------------------------------------------
+
+
+def test_the_first_ranks_claim_at_once_and_the_others_step_in_later():
+    order = rank(digest("cell"), KEYS)
+    times = [claim_at(cell(), key, OFFERS, any_fits, NOW) for key in order]
+    assert times == [NOW, NOW] + [NOW + n * STEP_MS for n in range(1, 7)]
+
+
+def test_who_has_no_free_slot_goes_last():
+    order = rank(digest("cell"), KEYS)
+    busy = {**OFFERS, order[0]: offer(slots=0)}
+    assert claim_at(cell(), order[2], busy, any_fits, NOW) == NOW
+    assert claim_at(cell(), order[0], busy, any_fits, NOW) == NOW + 6 * STEP_MS
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (cell(done=(ok(A),)), "it has a result already"),
+        (cell(done=(bad(A),)), "it broke there already"),
+        (cell(leases={A: NOW + 1}), "it is at it"),
+        (cell(leases={B: NOW + 1, C: NOW + 1}), "enough others are at it"),
+        (cell(done=(ok(B), ok(C))), "there is enough"),
+        (cell(wanted=1, leases={B: NOW + 1}), "one was asked for and one is at it"),
+    ],
+)
+def test_a_node_has_no_part_in_a_cell_when(state, why):
+    assert claim_at(state, A, OFFERS, any_fits, NOW) is None, why
+
+
+def test_a_node_has_no_part_in_what_it_cannot_run_or_does_not_offer():
+    assert claim_at(cell(), A, {B: offer()}, any_fits, NOW) is None
+    assert claim_at(cell(), A, OFFERS, lambda *_: False, NOW) is None
+
+
+def test_who_cannot_run_a_cell_holds_nobody_up():
+    order = rank(digest("cell"), KEYS)
+    able = {order[5], order[6]}
+    offers = {key: offer(slots=1 if key in able else 2) for key in KEYS}
+    times = [claim_at(cell(), key, offers, lambda c, o: o.slots == 1, NOW) for key in order]
+    assert times == [None] * 5 + [NOW, NOW, None]
+
+
+def test_a_lease_that_ran_out_asks_the_ranks_in_turn_again():
+    """And not all at once, though the cell has been vacant for long."""
+    ended = NOW + 500_000
+    state = cell(leases={A: ended, B: NOW + 10**9})
+    others = rank(state.id, [key for key in KEYS if key != B])
+    times = [claim_at(state, key, OFFERS, any_fits, ended + 1) for key in others]
+    assert times == [NOW] + [ended + n * STEP_MS for n in range(1, 7)]
+
+
+def test_who_just_ended_a_run_waits_its_turn_from_then_on():
+    order = rank(digest("cell"), KEYS)
+    since = NOW + 100_000
+    assert claim_at(cell(), order[0], OFFERS, any_fits, since, free_since=since) == NOW
+    assert claim_at(cell(), order[4], OFFERS, any_fits, since, free_since=since) == (
+        since + 3 * STEP_MS
+    )
+
+
+def test_live_leases_are_those_that_run_of_keys_without_a_result():
+    state = cell(
+        leases={A: NOW + 1, B: NOW, C: NOW + 5, D: NOW + 9},
+        claimed={A: NOW - 5, C: NOW - 9, D: NOW},
+        done=(ok(D),),
+    )
+    assert live_leases(state, NOW) == [C, A]
+
+
+def test_who_claimed_later_yields_whatever_its_rank():
+    first, last = rank(digest("cell"), [A, B])
+    state = cell(wanted=1, leases={A: NOW + 9, B: NOW + 9}, claimed={first: NOW + 1, last: NOW})
+    assert should_yield(state, first, NOW)
+    assert not should_yield(state, last, NOW)
+
+
+def test_claims_of_one_moment_yield_by_rank():
+    order = rank(digest("cell"), [A, B, C])
+    state = cell(leases=dict.fromkeys(order, NOW + 9), claimed=dict.fromkeys(order, NOW))
+    assert [should_yield(state, key, NOW) for key in order] == [False, False, True]
+    assert not should_yield(state, D, NOW)
+
+
+@given(
+    st.dictionaries(st.sampled_from(KEYS), st.integers(NOW, NOW + 3), min_size=1),
+    st.integers(1, 4),
+)
+def test_exactly_the_wanted_number_stays_when_all_have_heard_all(claimed, wanted):
+    state = cell(wanted=wanted, leases=dict.fromkeys(claimed, NOW + 9), claimed=claimed)
+    staying = [key for key in claimed if not should_yield(state, key, NOW)]
+    assert len(staying) == min(wanted, len(claimed))
+
+
+def test_no_more_is_chosen_than_is_free_and_newer_jobs_go_first():
+    cells = [cell(str(n), order=n // 5) for n in range(10)]
+    chosen, _ = choose(cells, A, {A: offer(9)}, any_fits, free=3, now=NOW)
+    assert len(chosen) == 3
+    assert {c.order for c in chosen} == {1}
+    assert choose(cells, A, {A: offer(9)}, any_fits, free=0, now=NOW)[0] == []
+
+
+def test_choose_says_when_to_look_again():
+    order = rank(digest("cell"), KEYS)
+    chosen, later = choose([cell()], order[3], OFFERS, any_fits, free=1, now=NOW)
+    assert (chosen, later) == ([], NOW + 2 * STEP_MS)
+
+
+def test_a_lease_is_renewed_well_before_it_ends():
+    fresh, due = NOW + LEASE_MS, NOW + LEASE_MS - RENEW_MS
+    assert renewals([(A, fresh), (B, due), (C, NOW)], NOW) == [B, C]
+
+
+def test_an_offer_ends():
+    assert unexpired({A: offer(until=NOW), B: offer(until=NOW + 1)}, NOW) == {
+        B: offer(until=NOW + 1)
+    }
+
+
+# --- a small swarm in which everybody hears everything at once ------------------------------
+
+
+@given(
+    st.integers(1, 8), st.integers(1, 12), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99)
+)
+def test_with_all_offers_known_and_no_failures_exactly_the_wanted_runs_happen(
+    nodes, count, wanted, slots, seed
+):
+    keys, chance = KEYS[:nodes], random.Random(seed)
+    states = {c.id: c for c in (cell(str(n), wanted=wanted) for n in range(count))}
+    busy = dict.fromkeys(keys, 0)
+    free_since = dict.fromkeys(keys, 0)
+    runs: list[tuple[bytes, bytes]] = []
+    events: list[tuple[int, int, str, bytes, bytes]] = [(NOW, -1, "look", key, b"") for key in keys]
+    heapq.heapify(events)
+    number = 0
+    while events and number < 20_000:
+        now, _, what, key, id_ = heapq.heappop(events)
+        number += 1
+        if what == "end":
+            state = states[id_]
+            leases = {k: until for k, until in state.leases.items() if k != key}
+            states[id_] = replace(
+                state, done=(*state.done, ok(key)), leases=leases, vacant_since=now
+            )
+            busy[key] -= 1
+            free_since[key] = now
+            events += [(now, number * 100 + i, "look", k, b"") for i, k in enumerate(keys)]
+            heapq.heapify(events)
+            continue
+        offers = {k: offer(slots - busy[k]) for k in keys}
+        chosen, later = choose(
+            states.values(),
+            key,
+            offers,
+            any_fits,
+            free=slots - busy[key],
+            now=now,
+            free_since=free_since[key],
+        )
+        for state in chosen:
+            busy[key] += 1
+            runs.append((state.id, key))
+            states[state.id] = replace(
+                state,
+                leases={**state.leases, key: now + 10**9},
+                claimed={**state.claimed, key: now},
+            )
+            end = now + SETTLE_MS + chance.randint(1000, 30_000)
+            heapq.heappush(events, (end, number, "end", key, state.id))
+        if later is not None and busy[key] < slots:
+            heapq.heappush(events, (later, number, "look", key, b""))
+    assert number < 20_000
+    assert len(runs) == len(set(runs)) == count * min(wanted, nodes)
