@@ -17,6 +17,7 @@ from ponyswarm.codec import cell_id, comparable, encode_gossip
 from ponyswarm.errors import LocalError
 from ponyswarm.matrix import cells, matches
 from ponyswarm.messages import (
+    BAD_STATUSES,
     Announce,
     Blob,
     Cell,
@@ -495,7 +496,7 @@ class Protocol:
             entry.header.author,
             result.state == "completed",
             comparable(result.environment),
-            result.digest,
+            _outcome(result),
         )
         job = self._jobs.get(result.job)
         if job is not None and job.project == project and result.cell in job.cells:
@@ -698,6 +699,13 @@ class Protocol:
             if not any(mine.job == id_ for mine in self._mine.values()):
                 del self._jobs[id_]
         self._orphans.clear()
+
+
+def _outcome(result: Result) -> bytes:
+    """What two runs must share to agree, as verdicts see it: the digest *and* the counts."""
+    bad = sum(result.counts.get(status, 0) for status in BAD_STATUSES)
+    total = sum(result.counts.values())
+    return result.digest + bad.to_bytes(8, "big") + total.to_bytes(8, "big")
 
 
 def _source_blobs(announce: Announce, givers: tuple[bytes, ...]) -> list[Fetch]:
