@@ -157,6 +157,12 @@ def test_subtests(subtests):
         with subtests.test(i=i): assert i != 1
 
 def test_environment(): assert "PYTEST_ADDOPTS" not in os.environ
+
+def test_site():
+    import awkward
+    assert awkward.__file__ == "/project/site/awkward.py" or os.path.exists("awkward.py")
+    for folder in ("/project/site", "/env/lib"):
+        with pytest.raises(OSError): open(folder + "/planted", "w")
 """
 
 
@@ -200,6 +206,7 @@ def test_every_status_of_pytest_is_told_apart(home: Path, tmp_path: Path) -> Non
         "test_it.py::test_fail": "failed",
         "test_it.py::test_late": "error",
         "test_it.py::test_nested": "passed",
+        "test_it.py::test_site": "passed",
         "test_it.py::test_skip": "skipped",
         "test_it.py::test_strict": "failed",
         "test_it.py::test_subtests": "failed",

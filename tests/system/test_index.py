@@ -1,0 +1,86 @@
+"""One sdist by name and version, from an index of either form, never with a wrong hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ponyswarm.errors import InfraError, LocalError
+from ponyswarm.exec import index
+
+DATA = b"an sdist"
+DIGEST = hashlib.sha256(DATA).hexdigest()
+PAGES = {
+    "/json/my-project/": (
+        "application/vnd.pypi.simple.v1+json",
+        json.dumps(
+            {
+                "files": [
+                    {"filename": "my_project-1.0-py3-none-any.whl", "url": "../../w", "hashes": {}},
+                    {
+                        "filename": "my_project-1.0.tar.gz",
+                        "url": "../../files/my_project-1.0.tar.gz",
+                        "hashes": {"sha256": DIGEST},
+                    },
+                ]
+            }
+        ).encode(),
+    ),
+    "/html/my-project/": (
+        "text/html",
+        f'<a href="/files/my_project-1.0.tar.gz#sha256={DIGEST}">my_project</a>'.encode(),
+    ),
+    "/files/my_project-1.0.tar.gz": ("application/gzip", DATA),
+}
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content_type, body = PAGES.get(self.path, ("", b""))
+            self.send_response(200 if body else 404)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("form", ["json", "html"])
+def test_an_sdist_is_found_checked_and_kept(server: str, tmp_path: Path, form: str) -> None:
+    found = index.fetch_sdist("My.Project", "1.0", DIGEST, tmp_path, index=f"{server}/{form}")
+    assert found.name == "my_project-1.0.tar.gz"
+    assert found.read_bytes() == DATA
+    assert [path.name for path in tmp_path.iterdir()] == [found.name]
+    assert index.fetch_sdist("my-project", "1", None, tmp_path, index=f"{server}/{form}") == found
+
+
+def test_another_hash_is_refused_and_nothing_kept(server: str, tmp_path: Path) -> None:
+    with pytest.raises(InfraError, match="has the hash"):
+        index.fetch_sdist("my-project", "1.0", "0" * 64, tmp_path, index=f"{server}/json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_there_is_said_so(server: str, tmp_path: Path) -> None:
+    with pytest.raises(LocalError, match="no sdist of my-project 2"):
+        index.fetch_sdist("my-project", "2.0", None, tmp_path, index=f"{server}/json")
+    with pytest.raises(InfraError, match="does not answer"):
+        index.fetch_sdist("other", "1.0", None, tmp_path, index=f"{server}/json")
+    with pytest.raises(LocalError, match="http"):
+        index.fetch_sdist("other", "1.0", None, tmp_path, index="file:///etc")
