@@ -39,8 +39,9 @@ from ponyswarm.messages import (
     Payload,
     Project,
 )
+from ponyswarm.notary import Notary
 from ponyswarm.p2p import blobs as blob_protocol
-from ponyswarm.p2p import replication, sync
+from ponyswarm.p2p import replication, sync, witness
 from ponyswarm.p2p.blobs import BlobStore
 from ponyswarm.p2p.dialer import Dialer
 from ponyswarm.p2p.discovery import PeerTable
@@ -62,6 +63,7 @@ from ponyswarm.p2p.network import Connected, Disconnected, Gossip, Network, open
 from ponyswarm.p2p.protocol import DIRECTORY, Capacity, Protocol, topic_project
 from ponyswarm.policy import refusal
 from ponyswarm.runs import Execute, Runs
+from ponyswarm.witnessing import Witnessing
 
 log = logging.getLogger("ponyswarm")
 
@@ -93,6 +95,11 @@ _POINTS = {
     "wrong-topic": 10.0,
     "wrong-project": 25.0,
     "time-falls": 10.0,
+    "bad-witness": 25.0,
+    "bad-checkpoint": 25.0,
+    "bad-consistency": 25.0,
+    "bad-cosignature": 25.0,
+    "two-trees": 25.0,
 }
 
 
@@ -123,6 +130,7 @@ class Node:
         addresses: Sequence[str],
         table: PeerTable,
         nursery: trio.Nursery,
+        notary: Notary | None = None,
     ) -> None:
         self.key = key
         self.store = store
@@ -146,6 +154,12 @@ class Node:
             refuse=self.refuse,
         )
         self.runs = Runs(execute, self._fetcher, blobs)
+        self._witnessing = notary and Witnessing(
+            notary,
+            open_=partial(self.open_stream, witness.PROTOCOL),
+            peers=lambda: self.network.peers(),
+            refuse=self.refuse,
+        )
         self._wake = trio.Event()
 
     # --- opening ----------------------------------------------------------------------------
@@ -163,6 +177,14 @@ class Node:
         network.serve(
             blob_protocol.PROTOCOL, self._serve_blob, concurrent_per_peer=8, timeout=SERVE_TIMEOUT
         )
+        if self._witnessing is not None:
+            network.serve(
+                witness.PROTOCOL,
+                self._witnessing.serve,
+                concurrent_per_peer=1,
+                timeout=SERVE_TIMEOUT,
+            )
+            self._nursery.start_soon(self._forever, self._witnessing.run)
         await network.subscribe(DIRECTORY)
         for loop in (self._hear, self._tick, partial(self._dialer.run, network), self._fetcher.run):
             self._nursery.start_soon(self._forever, loop)
@@ -251,6 +273,8 @@ class Node:
     async def _take_own(self, now: int) -> None:
         """Publish what was signed on this home since: by this node, or by a command beside it."""
         for position, entry in self.journal.since(self._position):
+            if position <= self._position:
+                continue  # Taken meanwhile: a run's end and the tick both come here.
             self._position = position
             payload = decode_payload(entry)
             judgement = self.store.append(entry, now)
@@ -472,10 +496,12 @@ async def open_node(
     listen: Sequence[str],
     addresses: Sequence[str],
     table: PeerTable,
+    notary: Notary | None = None,
 ) -> AsyncIterator[Node]:
     """Open a node and close it in good order: claims given back, peers told, files closed.
 
-    ``capacity`` and ``execute`` are None for a node that runs nothing. Raises `InfraError`
+    ``capacity`` and ``execute`` are None for a node that runs nothing, ``notary`` for one
+    that neither makes checkpoints nor cosigns others'. Raises `InfraError`
     when the listening address is taken.
     """
     protocol = Protocol(key.public, capacity, random.Random(secrets.randbits(64)))  # noqa: S311
@@ -490,6 +516,7 @@ async def open_node(
             addresses=addresses,
             table=table,
             nursery=nursery,
+            notary=notary,
         )
         async with open_network(
             key, listen=listen, validate=node.validate, refused=node.count_refusal

@@ -102,9 +102,16 @@ def open_session(
         )
         try:
             held = BlobStore(blobs, budget=blob_budget, floor=DISK_FLOOR)
-            store.append_all([entry for _, entry in own.since(0)], now)
+            _make_up(own, store, now)
             yield Session(secret, own, store, held)
         finally:
             own.close()
     finally:
         store.close()
+
+
+def _make_up(own: Journal, store: Store, now: int) -> None:
+    """Give the ledger what the journal has and a crash, or a lost ledger, kept from it."""
+    last = own.since(own.position - 1)
+    if last and not store.holds(last[-1][1].id):
+        store.append_all([entry for _, entry in own.since(0)], now)

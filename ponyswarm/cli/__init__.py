@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "key": ("ponyswarm.cli.key:key", "Make or show your key."),
     "project": ("ponyswarm.cli.project:project", "Create and look after a project."),
     "announce": ("ponyswarm.cli.announce:announce", "Ask volunteers to test a commit."),
+    "withdraw": ("ponyswarm.cli.maintain:withdraw", "End a job: nobody runs it any more."),
+    "vouch": ("ponyswarm.cli.maintain:vouch", "Say who runs a volunteer's key."),
     "results": ("ponyswarm.cli.read:results", "Show what works where: a project's matrix."),
     "show": ("ponyswarm.cli.read:show", "Show everything that is known of one cell."),
     "log": ("ponyswarm.cli.read:log", "List ledger entries, newest first."),

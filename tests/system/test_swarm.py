@@ -273,3 +273,24 @@ def test_announce_wait_ends_with_the_verdict_and_node_once_when_nothing_is_left(
     assert volunteer.process is not None
     assert volunteer.process.wait(40) == 0
     volunteer.process = None
+
+
+@pytest.mark.timeout(120)
+def test_a_withdrawn_job_stops_while_it_runs(
+    swarm: Swarm, python: Installed, tmp_path: Path
+) -> None:
+    maintainer = swarm.member("maintainer", [python])
+    volunteer = swarm.member("volunteer", [python])
+    project = found_project(swarm, maintainer)
+    swarm.start(maintainer, [], "--read-only")
+    swarm.command(volunteer, "trust", "add", project)
+    swarm.start(volunteer, [swarm.address(maintainer)])
+    swarm.wait_for(maintainer, lambda now: any(p.volunteers for p in now.projects))
+    source = archive(tmp_path, "sleepy", {"test_it.py": SLEEPS.format(seconds=60)})
+    job = announce(swarm, maintainer, source, unittest_spec(tmp_path, minor_version(python)))
+    until("it runs", lambda: running(volunteer), 30)
+    swarm.command(maintainer, "withdraw", job[:12], "--reason", "wrong commit")
+    until("it is stopped", lambda: not running(volunteer), 20)
+    assert runs(volunteer, job) == 0
+    log = volunteer.log.read_text("utf-8")
+    assert "its maintainer withdrew the job" in log
