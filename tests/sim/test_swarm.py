@@ -321,3 +321,21 @@ def test_a_forked_author_is_found_and_all_frontiers_become_equal(world):
     for node in world.nodes:
         rows = node.store._db.execute("SELECT forked_at FROM feed WHERE forked_at NOTNULL")
         assert rows.fetchall() == [(1,)]
+
+
+def test_a_fork_far_back_is_found_at_its_beginning(world):
+    maintainer, project = swarm(world, 4)
+    author = Author(200)
+    first = author.result(project, ZERO, ZERO)
+    twin = author.branch()
+    left = [author.result(project, ZERO, ZERO, passed=n) for n in range(150)]
+    right = [twin.result(project, ZERO, ZERO, failed=n + 1) for n in range(140)]
+    for node in world.nodes:
+        for entry in (first, *(left if node.number % 2 else right)):
+            node._admit(entry, maintainer.me)
+    took = world.run(900, until=lambda: are_equal(world, project))
+    print(f"equal after {took:.0f} s")
+    assert_agreed(world, project, None)
+    for node in world.nodes:
+        rows = node.store._db.execute("SELECT forked_at FROM feed WHERE forked_at NOTNULL")
+        assert rows.fetchall() == [(1,)]
