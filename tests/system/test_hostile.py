@@ -17,7 +17,7 @@ import psutil
 import pytest
 import trio
 from sources import PASSES, archive, unittest_spec
-from test_swarm import announce, cells, found_project, runs, until
+from swarm_lab import announce, cells, found_project, runs, until
 
 from ponyswarm import codec, keys, status
 from ponyswarm.demo import Member, Swarm, open_swarm

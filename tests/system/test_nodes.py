@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sources import PASSES, SLEEPS, archive, unittest_spec
+from swarm_lab import (
+    announce,
+    cells,
+    entry_ids,
+    found_project,
+    kill,
+    ponyswarm,
+    running,
+    runs,
+    until,
+)
 
-from ponyswarm import keys, status
-from ponyswarm.demo import Member, Swarm, open_swarm
-from ponyswarm.errors import LocalError
+from ponyswarm import keys
+from ponyswarm.demo import Swarm, open_swarm
 from ponyswarm.exec.interpreters import Installed, discover
-from ponyswarm.ledger.queries import CellRow, Reader
-from ponyswarm.policy import ReaderPolicy
 from ponyswarm.volunteer import minor_version
 
 pytestmark = pytest.mark.slow
@@ -33,59 +39,6 @@ def python() -> Installed:
 def swarm() -> Iterator[Swarm]:
     with open_swarm(print) as opened:
         yield opened
-
-
-def until(what: str, ready: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
-
-
-def found_project(swarm: Swarm, maintainer: Member) -> str:
-    made = swarm.command(maintainer, "project", "create", "demo", "--json")
-    return str(json.loads(made)["project"])
-
-
-def announce(swarm: Swarm, maintainer: Member, source: Path, spec: Path) -> str:
-    said = swarm.command(
-        maintainer, "announce", str(source), "-p", "demo", "--spec", str(spec), "--json"
-    )
-    return str(json.loads(said)["job"])
-
-
-def cells(member: Member, job: str) -> list[CellRow]:
-    try:
-        with Reader(member.home.ledger) as reader:
-            row = reader.find_job(None, job, None)
-            return reader.cells(row, ReaderPolicy(agreeing=row.redundancy))
-    except LocalError:
-        return []
-
-
-def runs(member: Member, job: str) -> int:
-    return sum(len(cell.results) for cell in cells(member, job))
-
-
-def entry_ids(member: Member) -> set[bytes]:
-    with Reader(member.home.ledger) as reader:
-        assert reader.verify(lambda done: None) == []
-        assert all(not reader.forked(state.id) for state in reader.projects())
-        return {row.id for row in reader.log(most=10_000)}
-
-
-def running(member: Member) -> bool:
-    now = status.read(member.home.status)
-    return now is not None and any(run.step != "fetching the source" for run in now.running)
-
-
-def kill(member: Member) -> None:
-    assert member.process is not None
-    member.process.send_signal(signal.SIGKILL)
-    member.process.wait()
-    member.process = None
-    # The dead node left its last words; its successor writes its own.
-    member.home.status.unlink(missing_ok=True)
 
 
 @pytest.mark.timeout(300)
@@ -193,30 +146,20 @@ def test_announce_without_a_node_hands_entry_and_source_to_a_peer_and_says_to_ho
     source = archive(tmp_path, "quick", {"test_it.py": PASSES})
     arguments = ["announce", str(source), "-p", "demo", "--spec", str(spec), "--json"]
 
-    alone = _ponyswarm(maintainer, *arguments)
+    alone = ponyswarm(maintainer, *arguments)
     assert alone.returncode == 2
     assert "no peer is known" in alone.stderr
     kept = json.loads(alone.stdout)["job"]
 
     swarm.start(volunteer, [])
     address = swarm.address(volunteer)
-    met = _ponyswarm(maintainer, *arguments, "--peer", address)
+    met = ponyswarm(maintainer, *arguments, "--peer", address)
     assert met.returncode == 0, met.stderr
     assert "handed to 1 peer, with its source" in met.stderr
     handed = json.loads(met.stdout)
     assert handed["handed_to"] == [keys.peer_id(keys.load(volunteer.home.key).public)]
     for job in (handed["job"], kept):
         until("the volunteer ran it", lambda j=job: runs(volunteer, j) == 1, 60)
-
-
-def _ponyswarm(member: Member, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ponyswarm", "--home", str(member.folder), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
 
 
 @pytest.mark.timeout(120)
@@ -252,7 +195,7 @@ def test_announce_wait_ends_with_the_verdict_and_node_once_when_nothing_is_left(
     volunteer = swarm.member("volunteer", [python])
     project = found_project(swarm, maintainer)
     swarm.command(volunteer, "trust", "add", project)
-    said = _ponyswarm(volunteer, "node", "--dry-run")
+    said = ponyswarm(volunteer, "node", "--dry-run")
     assert f"offers     cpython {python.version}" in said.stdout
     assert f"runs for   {project}" in said.stdout
 
@@ -262,13 +205,13 @@ def test_announce_wait_ends_with_the_verdict_and_node_once_when_nothing_is_left(
     for text, code in ((PASSES, 0), (failing, 1)):
         source = archive(tmp_path, "quick", {"test_it.py": text})
         spec = unittest_spec(tmp_path, minor_version(python))
-        waited = _ponyswarm(
+        waited = ponyswarm(
             maintainer,
             *("announce", str(source), "-p", "demo", "--spec", str(spec)),
             *("--peer", address, "--wait"),
         )
         assert waited.returncode == code, waited.stderr
-        results = _ponyswarm(maintainer, "results", "demo", "--json")
+        results = ponyswarm(maintainer, "results", "demo", "--json")
         assert results.returncode == code
     assert volunteer.process is not None
     assert volunteer.process.wait(40) == 0
