@@ -74,8 +74,6 @@ def pack(path: Path, *, commit: str, spec_file: Path | None) -> Packed:
                 )
             spec = from_pyproject(text)
     title = " ".join(part for part in (called.name or path.stem, called.version) if part)
-    if commit_id:
-        title = f"{title} {commit_id[:10]}"
     return Packed(data=data, name=name[:100], title=title, commit=commit_id, spec=spec)
 
 

@@ -35,12 +35,19 @@ def verdict_text(finding: Finding) -> str:
     if finding.of:
         parts.append(f"{finding.agree} of {finding.of} agree")
         parts.append(f"{finding.tests} tests" + (f", {finding.failed} bad" * bool(finding.failed)))
-    if finding.dissent:
-        parts.append("against it: " + ", ".join(f"…{peer_id(k)[-8:]}" for k in finding.dissent))
+    if finding.verdict is Verdict.DISPUTED:
+        # Without a majority nobody is in the wrong yet.
+        parts.append("they differ: " + _keys((*finding.supporters, *finding.dissent)))
+    elif finding.dissent:
+        parts.append("against it: " + _keys(finding.dissent))
     if finding.broken:
         counted = ", ".join(f"{n} {escape(why)}" for why, n in sorted(finding.broken.items()))
         parts.append(f"broken runs: {counted}")
     return " · ".join(parts)
+
+
+def _keys(keys: Sequence[bytes]) -> str:
+    return ", ".join(f"…{peer_id(key)[-8:]}" for key in keys)
 
 
 def matrix_table(cells: Sequence[CellRow]) -> Table:
