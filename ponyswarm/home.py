@@ -98,6 +98,11 @@ class Home:
         return self.state_dir / "fence"
 
     @property
+    def witness(self) -> Path:
+        """What this key signed about trees: its own checkpoints, and what it cosigned."""
+        return self.state_dir / "witness.db"
+
+    @property
     def status(self) -> Path:
         """What the running node tells other commands."""
         return self.state_dir / "status.json"

@@ -154,12 +154,14 @@ class Node:
             refuse=self.refuse,
         )
         self.runs = Runs(execute, self._fetcher, blobs)
-        self._witnessing = notary and Witnessing(
-            notary,
-            open_=partial(self.open_stream, witness.PROTOCOL),
-            peers=lambda: self.network.peers(),
-            refuse=self.refuse,
-        )
+        self._witnessing: Witnessing | None = None
+        if notary is not None:
+            self._witnessing = Witnessing(
+                notary,
+                open_=partial(self.open_stream, witness.PROTOCOL),
+                peers=lambda: self.network.peers(),
+                refuse=self.refuse,
+            )
         self._wake = trio.Event()
 
     # --- opening ----------------------------------------------------------------------------

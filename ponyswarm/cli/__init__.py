@@ -37,7 +37,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "results": ("ponyswarm.cli.read:results", "Show what works where: a project's matrix."),
     "show": ("ponyswarm.cli.read:show", "Show everything that is known of one cell."),
     "log": ("ponyswarm.cli.read:log", "List ledger entries, newest first."),
-    "verify": ("ponyswarm.cli.read:verify", "Check the ledger's chains and signatures."),
+    "verify": ("ponyswarm.cli.read:verify", "Check the ledger, or a proof file."),
+    "export": ("ponyswarm.cli.export:export", "Write a proof that others can check offline."),
     "demo": ("ponyswarm.cli.demo:demo", "Run a small swarm on this machine and show it work."),
 }
 

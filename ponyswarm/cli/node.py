@@ -24,6 +24,7 @@ from ponyswarm.exec.executor import Executor
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.home import Home
 from ponyswarm.node import Node, now_ms, open_node
+from ponyswarm.notary import Notary, open_notary
 from ponyswarm.p2p.discovery import PeerTable, parse_bootstrap, read_bootstrap
 from ponyswarm.p2p.protocol import Capacity
 from ponyswarm.runs import Execute, describe_cell
@@ -123,10 +124,12 @@ async def run(
             "choose another home with --home DIR"
         ) from fault
     try:
-        with opened(home) as session:
-            await _run(
-                home, settings, session, listen or settings.listen, peers, read_only, once, wrap
-            )
+        with (
+            opened(home) as session,
+            open_notary(key=session.key, ledger=home.ledger, witness=home.witness) as notary,
+        ):
+            where = listen or settings.listen
+            await _run(home, settings, session, notary, where, peers, read_only, once, wrap)
     finally:
         home.status.unlink(missing_ok=True)
         lock.release()
@@ -142,6 +145,7 @@ async def _run(
     home: Home,
     settings: config.Settings,
     session: Session,
+    notary: Notary,
     listen: tuple[str, ...],
     peers: tuple[str, ...],
     read_only: bool,
@@ -167,6 +171,7 @@ async def _run(
         listen=listen,
         addresses=addresses,
         table=PeerTable(home.peers),
+        notary=notary,
     ) as opened_node:
         log.info("this node is %s", keys.peer_id(session.key.public))
         for address in opened_node.network.addresses:

@@ -23,6 +23,7 @@ from ponyswarm.cli.opening import running_status
 from ponyswarm.cli.tables import console, print_matrix, verdict_text
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
+from ponyswarm.ledger import verifier
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader, ResultRow
 from ponyswarm.ledger.verdicts import Verdict
 from ponyswarm.policy import ReaderPolicy
@@ -289,14 +290,36 @@ def log(home: Home, project: str | None, author: str | None, most: int, as_json:
 
 
 @click.command()
+@click.option(
+    "--proof",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Check this file, made by 'export --proof', instead of the ledger.",
+)
+@click.option("--witness", "witnesses", multiple=True, metavar="KEY", help="Count only these.")
+@click.option("-n", "needed", type=click.IntRange(0), help="How many witnesses must have cosigned.")
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, as_json: bool) -> None:
+def verify(
+    ctx: click.Context,
+    proof: Path | None,
+    witnesses: tuple[str, ...],
+    needed: int | None,
+    as_json: bool,
+) -> None:
     """Check every chain and signature in the ledger again, from its bytes.
 
-    Exits 4 when anything does not hold.
+    With --proof, check one file alone and say what it proves and what it does not; all
+    witnesses that are named must have cosigned it, or -n of them. Exits 4 when anything
+    does not hold.
     """
     home: Home = ctx.obj
+    if proof is not None:
+        chosen = [keys.parse_peer_id(key) for key in witnesses]
+        code, text = verifier.judge(proof.read_bytes(), chosen, needed, as_json=as_json)
+        click.echo(text)
+        ctx.exit(code)
+    if witnesses or needed is not None:
+        raise LocalError("--witness and -n are about a proof: name its file with --proof FILE")
     began = time.monotonic()
     with Reader(home.ledger) as reader:
         total = reader.count()

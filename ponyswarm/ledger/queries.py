@@ -145,6 +145,27 @@ class Reader:
             raise LocalError(f"{text!r} could be several cells: give more of the id")
         return bytes(rows[0][0]), bytes(rows[0][1])
 
+    def find_entries(self, text: str, most: int = 3) -> list[Entry]:
+        """The entries whose id begins with ``text``, a few of them if they are many."""
+        if not _is_hex(text) or len(text) > 64:
+            return []
+        low, high = (id_prefix(bytes.fromhex(text[:16].ljust(16, c))) for c in "0f")
+        rows = self._db.execute(
+            "SELECT frame FROM entry WHERE prefix BETWEEN ? AND ? AND lower(hex(id)) LIKE ? || '%'"
+            " LIMIT ?",
+            (low, high, text.lower(), most),
+        )
+        return [decode_frame(frame) for (frame,) in rows]
+
+    def cell_results(self, job: bytes, cell: bytes) -> list[Entry]:
+        """The entries that hold a cell's results, in the order in which they arrived."""
+        rows = self._db.execute(
+            "SELECT frame FROM result JOIN entry USING (arrival) WHERE job = ? AND cell = ?"
+            " ORDER BY arrival",
+            (job, cell),
+        )
+        return [decode_frame(frame) for (frame,) in rows]
+
     # --- projects and jobs ----------------------------------------------------------------
 
     def projects(self) -> list[ProjectState]:

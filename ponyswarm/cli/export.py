@@ -1,0 +1,152 @@
+"""``ponyswarm export``: what is known here, as a file that others can check."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from ponyswarm import keys
+from ponyswarm.cli import json_option, print_json
+from ponyswarm.cli.opening import node_is_running, now_ms, opened
+from ponyswarm.errors import LocalError
+from ponyswarm.home import Home
+from ponyswarm.ledger.proofs import Held, Log
+from ponyswarm.ledger.queries import Reader
+from ponyswarm.messages import Entry
+from ponyswarm.notary import open_notary
+
+POLL = 0.25
+
+
+@click.command()
+@click.option(
+    "--proof",
+    metavar="ENTRY|CELL",
+    required=True,
+    help="Prove this entry, or the latest result of this cell (the beginning of an id).",
+)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="FILE."
+)
+@click.option("--author", metavar="KEY", help="Of a cell's results, the one of this volunteer.")
+@click.option(
+    "-n",
+    "needed",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="How many witnesses to wait for.",
+)
+@click.option(
+    "--wait",
+    "seconds",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    help="For how long.",
+)
+@json_option
+@click.pass_obj
+def export(
+    home: Home,
+    proof: str,
+    output: Path,
+    author: str | None,
+    needed: int,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Write a file that proves, without PonySwarm or a network, that an entry was here.
+
+    Witnesses are other nodes: while the node here runs, it asks those it is connected to.
+    'ponyswarm verify --proof FILE' reads the file and says what it proves; so does
+    ponyswarm/ledger/verifier.py, copied alone to a machine with PyNaCl.
+    """
+    with Reader(home.ledger) as reader:
+        entry = find(reader, proof, None if author is None else keys.parse_peer_id(author))
+    with (
+        opened(home) as session,
+        open_notary(key=session.key, ledger=home.ledger, witness=home.witness) as notary,
+    ):
+        running = node_is_running(home)
+        held = covering(notary.log, entry.id, needed, seconds if running else None)
+        data = notary.log.prove(entry.id, entry.frame, held)
+    try:
+        output.write_bytes(data)
+    except OSError as fault:
+        raise LocalError(f"{output} cannot be written: {fault.strerror}") from fault
+    facts = {
+        "entry": entry.id.hex(),
+        "file": str(output),
+        "bytes": len(data),
+        "origin": held.origin,
+        "size": held.size,
+        "witnesses": [keys.peer_id(key) for key in held.witnesses],
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        count = len(held.witnesses)
+        click.echo(
+            f"{output}: {len(data)} bytes, entry {entry.id.hex()[:16]} in a tree of {held.size}, "
+            f"{count} {'witness' if count == 1 else 'witnesses'}"
+        )
+    if len(held.witnesses) < needed:
+        why = (
+            f"no more cosigned in {seconds:g} s: is the node connected? ('ponyswarm status')"
+            if running
+            else "no node runs here to ask them: start 'ponyswarm node' and try again"
+        )
+        click.echo(
+            f"warning: {len(held.witnesses)} of the {needed} witnesses wanted; {why}", err=True
+        )
+
+
+def find(reader: Reader, text: str, author: bytes | None) -> Entry:
+    """The entry that a beginning of an id names: an entry's own, or a cell's latest result."""
+    matches = reader.find_entries(text)
+    if len(matches) > 1:
+        raise LocalError(f"{text!r} could be several entries: give more of the id")
+    if matches:
+        return matches[0]
+    job, cell = reader.find_cell(text)
+    results = reader.cell_results(job, cell)
+    if author is not None:
+        results = [entry for entry in results if entry.header.author == author]
+    if not results:
+        raise LocalError(f"the cell {text!r} has no such result here yet")
+    return results[-1]
+
+
+def covering(log: Log, id_: bytes, needed: int, seconds: float | None) -> Held:
+    """A checkpoint that an entry is in, cosigned as wanted if that comes in time.
+
+    ``seconds`` is how long to wait for the node here to have one cosigned; None when no
+    node runs: then it is signed here, and nobody cosigns it.
+    """
+    held = log.covering(id_)
+    if held is not None and len(held.witnesses) >= needed:
+        return held
+    if seconds is not None:
+        log.wish(now_ms())
+        held = _wait(lambda: log.covering(id_), needed, seconds) or held
+    if held is None:
+        while not log.grow():
+            pass
+        log.checkpoint(now_ms())
+        held = log.covering(id_)
+    if held is None:
+        raise LocalError("the entry is in no checkpoint: 'ponyswarm verify' checks the ledger")
+    return held
+
+
+def _wait(look: Callable[[], Held | None], needed: int, seconds: float) -> Held | None:
+    deadline = time.monotonic() + seconds
+    while True:
+        held = look()
+        if (held is not None and len(held.witnesses) >= needed) or time.monotonic() > deadline:
+            return held
+        time.sleep(POLL)
