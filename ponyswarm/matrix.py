@@ -1,4 +1,4 @@
-"""A job's matrix: its cells, and which interpreter satisfies a cell's ``python``. Pure."""
+"""A job's matrix: its cells, and which interpreters and services satisfy one. Pure."""
 
 from __future__ import annotations
 
@@ -144,3 +144,68 @@ def _nonsense(text: str) -> str:
 def matches(text: str, implementation: str, version: str, free_threaded: bool = False) -> bool:
     """Whether an interpreter satisfies a cell's ``python``; `LocalError` on nonsense."""
     return requirement(text).accepts(implementation, version, free_threaded)
+
+
+# --- which service satisfies a cell ----------------------------------------------------
+
+_SERVICE = re.compile(r"([a-z][a-z0-9_-]*)\s*(.*)", re.ASCII | re.DOTALL)
+# Who asks for the first without a version is content with the second; their version
+# numbers have nothing to do with each other.
+_STAND_INS = {"mysql": "mariadb", "redis": "valkey"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceRequirement:
+    """What one of a cell's ``services`` asks for: a name, and perhaps which versions."""
+
+    name: str
+    specifiers: SpecifierSet
+
+    def accepts(self, name: str, version: str) -> bool:
+        """Whether that service will do; an unknown name or a version that is none never does."""
+        if name != self.name and (self.specifiers or _STAND_INS.get(self.name) != name):
+            return False
+        try:
+            return self.specifiers.contains(Version(version), prereleases=True)
+        except InvalidVersion:
+            return name == self.name and not self.specifiers
+
+
+@lru_cache(maxsize=1024)
+def service_requirement(text: str) -> ServiceRequirement:
+    """Read one of a cell's ``services``: ``redis``, ``postgresql>=13``, ``mariadb 10.11``.
+
+    Raises `LocalError` when it is none of these.
+    """
+    match = _SERVICE.fullmatch(text.strip())
+    if match is None:
+        raise LocalError(_no_service(text))
+    rest = match[2].strip()
+    try:
+        if rest and _VERSION.fullmatch(rest):
+            specifiers = SpecifierSet(f"=={rest}.*")
+        else:
+            specifiers = SpecifierSet(rest)
+    except InvalidSpecifier as fault:
+        raise LocalError(_no_service(text)) from fault
+    return ServiceRequirement(name=match[1], specifiers=specifiers)
+
+
+def _no_service(text: str) -> str:
+    return (
+        f"{text!r} names no service: write a name, perhaps with versions (redis, "
+        "'postgresql>=13', 'mariadb 10.11'), and join several of one cell by '+'"
+    )
+
+
+@lru_cache(maxsize=8192)
+def service_matches(text: str, offered: str) -> bool:
+    """Whether an offered ``name version`` satisfies one of a cell's ``services``.
+
+    Nonsense on either side, which a later version of us may understand, never does.
+    """
+    name, _, version = offered.partition(" ")
+    try:
+        return service_requirement(text).accepts(name, version)
+    except LocalError:
+        return False

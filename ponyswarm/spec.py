@@ -14,7 +14,7 @@ from dataclasses import fields
 
 from ponyswarm.codec import convert
 from ponyswarm.errors import LocalError, PeerError
-from ponyswarm.matrix import cells, requirement
+from ponyswarm.matrix import cells, requirement, service_requirement
 from ponyswarm.messages import FileTemplate, Install, Spec
 
 _TABLE = "tool.ponyswarm"
@@ -77,6 +77,12 @@ def from_table(table: Mapping[str, object], name: str) -> Spec:
             requirement(python)
         except LocalError as fault:
             raise LocalError(f"{name}, [{_TABLE}] python: {fault}") from fault
+    for service in spec.services:
+        for part in service.split("+") if service.strip() else ():
+            try:
+                service_requirement(part)
+            except LocalError as fault:
+                raise LocalError(f"{name}, [{_TABLE}] services: {fault}") from fault
     for rule in spec.exclude:
         _known(rule, {"python", "services", *spec.factors}, name, f"{_TABLE}.exclude")
     return spec

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ponyswarm.codec import cell_id, comparable, encode_gossip
 from ponyswarm.errors import LocalError
-from ponyswarm.matrix import cells, matches
+from ponyswarm.matrix import cells, matches, service_matches
 from ponyswarm.messages import (
     BAD_STATUSES,
     Announce,
@@ -142,8 +142,9 @@ class Mine:
 
 def fits(cell: CellState, offer: Offer) -> bool:
     """Whether an offer can run a cell."""
-    if not set(cell.services) <= set(offer.services):
-        return False
+    for service in cell.services:
+        if not any(service_matches(service, offered) for offered in offer.services):
+            return False
     try:
         return any(
             matches(cell.python, i.implementation, i.version, i.free_threaded)
@@ -238,7 +239,7 @@ class Protocol:
             return "this node is paused"
         missing = [cell for cell in job.cells.values() if not fits(cell, offer)]
         if len(missing) == len(job.cells):
-            wants = ", ".join(sorted({cell.python for cell in missing}))
+            wants = ", ".join(sorted({" + ".join([c.python, *c.services]) for c in missing}))
             return f"no interpreter or service here fits its cells ({wants})"
         return None
 
@@ -692,6 +693,12 @@ class Protocol:
                 for project in self._projects:
                     effects += self._pull(peer, project, now)
         return effects
+
+    def pull_all(self, now: int) -> list[Effect]:
+        """Ask every peer about every project now."""
+        for peer in self._peers:
+            self._peers[peer] = now
+        return self._pull_due(now)
 
     def prune(self, now: int) -> None:
         """Forget jobs that ended long ago; the ledger keeps them."""
