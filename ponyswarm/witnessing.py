@@ -62,9 +62,7 @@ class Witnessing:
         notary = self._notary.log
         wished = notary.take_wishes()
         if wished or notary.due(_now(), INTERVAL_MS):
-            while not notary.grow():
-                await trio.lowlevel.checkpoint()
-            held = notary.checkpoint(_now())
+            held = await self._checkpoint()
             if held is not None and held != self._held:
                 self._held = held
                 log.debug("checkpoint of %d entries", held.size)
@@ -73,6 +71,16 @@ class Witnessing:
             self._waits.clear()
         if self._held is not None:
             await self._gather(self._held)
+
+    async def _checkpoint(self) -> Held | None:
+        """As `Log.fresh`, with turns for the rest of the node: a long ledger takes seconds."""
+        for _ in range(2):
+            while not self._notary.log.grow():
+                await trio.lowlevel.checkpoint()
+            held = self._notary.log.checkpoint(_now())
+            if held is not None:
+                return held
+        return None
 
     async def _gather(self, held: Held) -> None:
         """Show the checkpoint to peers that have not cosigned it, while they are wanted."""

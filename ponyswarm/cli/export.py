@@ -134,9 +134,7 @@ def covering(log: Log, id_: bytes, needed: int, seconds: float | None) -> Held:
         log.wish(now_ms())
         held = _wait(lambda: log.covering(id_), needed, seconds) or held
     if held is None:
-        while not log.grow():
-            pass
-        log.checkpoint(now_ms())
+        log.fresh(now_ms())
         held = log.covering(id_)
     if held is None:
         raise LocalError("the entry is in no checkpoint: 'ponyswarm verify' checks the ledger")
