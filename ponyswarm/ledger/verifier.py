@@ -24,6 +24,7 @@ import hashlib
 import json
 import struct
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
@@ -366,42 +367,40 @@ def words(proved: Proved, chosen: list[bytes], needed: int | None) -> list[str]:
     """What is proved, and what is not, as lines for a person."""
     entry, tree = proved.entry, proved.checkpoint
     have, need = suffices(proved, chosen, needed)
-    lines = [
-        "Proved:",
-        f"  * The key {peer_id(entry.author)}",
-        f"    signed entry {entry.id.hex()},",
-        f"    {describe(entry)}.",
-        f"    It dates it {_moment(entry.time // 1000)}.",
-        f"  * The entry is number {proved.index} of the {tree.size} in the tree",
-        f"    {tree.origin},",
-        "    as the node with the key before the stroke signed it.",
-    ]
-    if proved.witnesses:
-        lines.append(
-            "  * These witnesses had that tree shown to them at that size, and found that it\n"
-            "    had only grown since they had last seen it:"
-        )
-        for key, time in proved.witnesses:
-            mark = "" if not chosen or key in chosen else "  (not one that you named)"
-            lines.append(f"      {peer_id(key)}  {_moment(time)}{mark}")
-        lines.append("    So the entry is no younger than that, by the clock of each.")
-    lines += [
-        "Not proved:",
-        "  * That what the entry says is true: it is what its author says.",
-        "  * That the author was allowed to say it, or has not forked its feed or been",
-        "    revoked: the ledger knows ('ponyswarm verify', 'ponyswarm results').",
-        "  * That no other entry says otherwise: an entry that was left out leaves no trace.",
-    ]
-    if not proved.witnesses:
-        lines.append("  * That the node shows others the same tree: no witness cosigned it.")
-    else:
-        lines.append(
-            "  * That there is no other tree: the node may have shown others another one,\n"
-            "    if all these witnesses helped it or were its own."
-        )
+    lines = []
     if have < need:
         whom = "of those you named" if chosen else "in the file"
         lines.append(f"NOT ENOUGH: {need} witnesses are needed, and {have} {whom} cosigned.")
+    lines += [
+        "Proved:",
+        f"  * The key {peer_id(entry.author)}",
+        f"    signed entry {entry.id.hex()},",
+        *textwrap.wrap(describe(entry) + ".", 88, initial_indent="    ", subsequent_indent="    "),
+        f"    It dates it {_moment(entry.time // 1000)}.",
+        f"  * The entry is number {proved.index}, counted from 0, of the {tree.size} in the tree",
+        f"    {tree.origin},",
+        "    as its node, whose key stands before the stroke, signed it.",
+    ]
+    if proved.witnesses:
+        lines += [
+            "  * These witnesses were shown that tree at that size, and found that it had only",
+            "    grown since they last saw it. So the entry was there then, by each one's clock:",
+        ]
+        for key, time in proved.witnesses:
+            mark = "" if not chosen or key in chosen else "  (not one that you named)"
+            lines.append(f"      {peer_id(key)}  {_moment(time)}{mark}")
+    lines += [
+        "Not proved:",
+        "  * That what the entry says is true: it is what its author says.",
+        "  * That the author was allowed to say it, and has not forked its feed or been",
+        "    revoked: the ledger knows ('ponyswarm verify', 'ponyswarm results').",
+        "  * That no other entry says otherwise: what was left out leaves no trace here.",
+        "  * That there is no other tree: the node may keep one under another name,",
+    ]
+    if proved.witnesses:
+        lines.append("    or show another one to others who do not ask these witnesses.")
+    else:
+        lines.append("    or show others another one: no witness cosigned this.")
     return lines
 
 
