@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("ponyswarm.cli.read:status", "Show what the node here is doing."),
     "key": ("ponyswarm.cli.key:key", "Make or show your key."),
     "project": ("ponyswarm.cli.project:project", "Create and look after a project."),
+    "run": ("ponyswarm.cli.run:run", "Run a project's matrix on this machine."),
     "announce": ("ponyswarm.cli.announce:announce", "Ask volunteers to test a commit."),
     "withdraw": ("ponyswarm.cli.maintain:withdraw", "End a job: nobody runs it any more."),
     "vouch": ("ponyswarm.cli.maintain:vouch", "Say who runs a volunteer's key."),

@@ -172,9 +172,10 @@ class Executor:
         slot: int,
     ) -> Outcome:
         run.step("unpack")
-        tree = await self._tree(archive, source_hash)
-        settings = _filled(spec.env)
-        overlay = _filled({file.path: file.content for file in spec.files})
+        tree = await self.tree(archive, source_hash)
+        facts = {f"factor.{name}": value for name, value in cell.factors}
+        settings = _filled(spec.env, facts)
+        overlay = _filled({file.path: file.content for file in spec.files}, facts)
         runner = RUNNERS.get(spec.runner)
         if runner is None:
             raise Broken(Reason.INSTALL, f"this node does not know the runner {spec.runner!r}")
@@ -228,8 +229,8 @@ class Executor:
             confined = await self._test(run, box, spec, folder)
         return self._judged(run, confined, spec, runner)
 
-    async def _tree(self, archive: Path, source_hash: bytes) -> Path:
-        """The unpacked source, kept by its hash, read-only to every job."""
+    async def tree(self, archive: Path, source_hash: bytes) -> Path:
+        """The unpacked source, kept by its hash, read-only to every job. Raises `Broken`."""
         target = self._cache / "sources" / source_hash.hex()
         async with self._unpacking.setdefault(target.name, trio.Lock()):
             if not target.exists():
@@ -398,13 +399,15 @@ def _explains(tests: tuple[TestOutcome, ...]) -> bool:
     return any(test.status in BAD_STATUSES or test.status is Status.XPASSED for test in tests)
 
 
-def _filled(texts: Mapping[str, str]) -> dict[str, str]:
+def _filled(texts: Mapping[str, str], facts: Mapping[str, str]) -> dict[str, str]:
     """Texts with their placeholders filled in; of services there are none here yet."""
-    for name, text in texts.items():
-        unknown = _PLACEHOLDER.search(text)
-        if unknown is not None:
-            raise Broken(Reason.SERVICE, f"{unknown[0]} in {name} names a service that is not here")
-    return dict(texts)
+
+    def fact(found: re.Match[str]) -> str:
+        if found[1] not in facts:
+            raise Broken(Reason.SERVICE, f"{found[0]} names a service or factor that is not here")
+        return facts[found[1]]
+
+    return {name: _PLACEHOLDER.sub(fact, text) for name, text in texts.items()}
 
 
 def _overlay(folder: Path, files: Mapping[str, str]) -> Path:

@@ -57,6 +57,10 @@ PASSED_ON = [
     "UV_INSECURE_HOST",
 ]
 
+# Of these, the ones that choose which index it is.
+CHOOSING = [name for name in PASSED_ON if "INDEX" in name or "LINKS" in name]
+CHOOSING.append("PIP_INDEX_URL")
+
 
 def environment() -> dict[str, str]:
     """The environment for uv's networked steps."""

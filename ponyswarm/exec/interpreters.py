@@ -15,7 +15,8 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -98,8 +99,11 @@ def discover(extra: Iterable[Path] = ()) -> list[Installed]:
     return list(survey(extra).found)
 
 
-def survey(extra: Iterable[Path] = (), *, search: bool = True) -> Survey:
+def survey(extra: Iterable[Path] = (), *, search: bool = True, known: Path | None = None) -> Survey:
     """Probe ``extra`` and, if ``search``, all that this machine's tools know.
+
+    ``known`` is a file that keeps the answers: an executable that did not change since
+    is not asked again.
 
     There is one result for each implementation, full version and ABI kind; of several,
     the owner's comes first, then a tool's own build, then the system's, a debug build last.
@@ -110,8 +114,7 @@ def survey(extra: Iterable[Path] = (), *, search: bool = True) -> Survey:
         real.setdefault(_resolve(path), path)
     best: dict[tuple[str, str, bool], tuple[tuple[bool, bool, int], Installed]] = {}
     skipped: list[Skipped] = []
-    with ThreadPoolExecutor(PROBES_AT_ONCE) as pool:
-        answers = pool.map(_try, real)
+    answers = _answers(list(real), known)
     for place, ((target, path), answer) in enumerate(zip(real.items(), answers, strict=True)):
         if isinstance(answer, LocalError):
             skipped.append(Skipped(path=str(path), reason=str(answer)))
@@ -125,6 +128,44 @@ def survey(extra: Iterable[Path] = (), *, search: bool = True) -> Survey:
     found.reverse()
     found.sort(key=lambda i: (IMPLEMENTATIONS.index(i.implementation), i.free_threaded))
     return Survey(found=tuple(found), skipped=tuple(skipped))
+
+
+def _answers(paths: list[Path], known: Path | None) -> list[tuple[Installed, bool] | LocalError]:
+    """What each executable is; only a good answer is kept for the next time."""
+    kept: dict[str, list[object]] = {}
+    if known is not None:
+        with suppress(OSError, ValueError):
+            kept = dict(json.loads(known.read_text("utf-8")))
+    stamps = {path: _stamp(path) for path in paths}
+    found: dict[Path, tuple[Installed, bool] | LocalError] = {}
+    for path, stamp in stamps.items():
+        with suppress(KeyError, ValueError, TypeError):
+            was, facts, debug = kept[str(path)]
+            if was == stamp and isinstance(facts, dict):
+                found[path] = (Installed(**facts), bool(debug))
+    asked = [path for path in paths if path not in found]
+    with ThreadPoolExecutor(PROBES_AT_ONCE) as pool:
+        found.update(zip(asked, pool.map(_try, asked), strict=True))
+    if known is not None and asked:
+        keep = {
+            str(path): (stamps[path], asdict(answer[0]), answer[1])
+            for path, answer in found.items()
+            if not isinstance(answer, LocalError)
+        }
+        with suppress(OSError):
+            known.parent.mkdir(parents=True, exist_ok=True)
+            partial = known.with_name(f"{known.name}.{os.getpid()}")
+            partial.write_text(json.dumps(keep), "utf-8")
+            partial.replace(known)
+    return [found[path] for path in paths]
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        facts = path.stat()
+    except OSError:
+        return []
+    return [facts.st_mtime_ns, facts.st_size, facts.st_ino]
 
 
 def _candidates() -> Iterator[Path]:

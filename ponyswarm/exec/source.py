@@ -231,14 +231,58 @@ def pack(repository: Path, commit: str = "HEAD") -> tuple[bytes, str]:
         raise LocalError(f"git tracks no file at {commit} in {repository}")
     ids = "".join(f"{object_}\n" for _, _, object_ in entries).encode()
     blobs = io.BytesIO(_git(repository, "cat-file", "--batch", stdin=ids))
+    return _archive((path, mode, _blob(blobs)) for path, mode, _ in entries), id_
+
+
+@dataclass(frozen=True, slots=True)
+class WorkingTree:
+    """A packed working tree, and the files that git does not track and so are not in it."""
+
+    data: bytes
+    left_out: tuple[str, ...]
+
+
+def pack_working_tree(repository: Path) -> WorkingTree:
+    """A reproducible .tar.gz of the files that git tracks, as they are on disk now.
+
+    Changes that are not committed are in it; files never added to git are not, since
+    nothing tells them from caches, builds and secrets.
+    """
+    tracked: dict[str, None] = {}
+    for line in _git(repository, "ls-files", "-z", "--stage").split(b"\0"):
+        if line:
+            tracked.setdefault(os.fsdecode(line.partition(b"\t")[2]))
+    others = _git(repository, "ls-files", "-z", "--others", "--exclude-standard").split(b"\0")
+    files = [file for path in sorted(tracked) for file in _on_disk(repository, path)]
+    if not files:
+        raise LocalError(f"git tracks no file in {repository}: 'git add' some")
+    return WorkingTree(_archive(iter(files)), tuple(os.fsdecode(name) for name in others if name))
+
+
+def _on_disk(repository: Path, path: str) -> Iterator[tuple[str, str, bytes]]:
+    """(path, git mode, data) of a tracked file; nothing of one deleted, or of a submodule."""
+    place = repository / path
+    try:
+        mode = place.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            yield path, "120000", os.fsencode(place.readlink())
+        elif stat.S_ISREG(mode):
+            yield path, "100755" if mode & stat.S_IXUSR else "100644", place.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as fault:
+        raise LocalError(f"{place} cannot be read: {fault.strerror}") from fault
+
+
+def _archive(files: Iterator[tuple[str, str, bytes]]) -> bytes:
     buffer = io.BytesIO()
     with (
-        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, filename="") as zipped,
+        gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0, filename="") as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
-        for path, mode, _ in entries:
-            tar.addfile(*_member(path, mode, _blob(blobs)))
-    return buffer.getvalue(), id_
+        for path, mode, data in files:
+            tar.addfile(*_member(path, mode, data))
+    return buffer.getvalue()
 
 
 def _entries(listing: bytes) -> Iterator[tuple[str, str, str]]:

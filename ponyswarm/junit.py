@@ -1,0 +1,92 @@
+"""JUnit XML of runs, for tools that read it: a suite a cell, a case a test. Pure but `write`.
+
+A broken run's suite holds what came before and one case in error which names the reason,
+so that no tool takes it for a good one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
+
+from ponyswarm.errors import LocalError
+from ponyswarm.exec.outcome import Outcome, TestOutcome
+from ponyswarm.local import Ended
+from ponyswarm.messages import Status
+
+# What XML 1.0 cannot hold, however it is written.
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def document(title: str, ended: Sequence[Ended]) -> JUnitXml:
+    """The runs of a matrix as one document."""
+    xml = JUnitXml(_clean(title))
+    for one in ended:
+        suite = TestSuite(_clean(one.place.name))
+        for test in one.outcome.tests:
+            suite.add_testcase(_case(test))
+        if one.outcome.state == "broken":
+            suite.add_testcase(_broken(one.outcome))
+        suite.time = round(one.outcome.seconds, 3)
+        suite.add_property("python", one.place.interpreter.name if one.place.interpreter else "")
+        xml.add_testsuite(suite)
+    xml.update_statistics()  # type: ignore[no-untyped-call]
+    return xml
+
+
+def write(path: Path, title: str, ended: Sequence[Ended]) -> None:
+    """Write the document. `LocalError` when the file cannot be written."""
+    try:
+        document(title, ended).write(str(path), pretty=True)
+    except OSError as fault:
+        raise LocalError(f"{path} cannot be written: {fault.strerror}") from fault
+
+
+def _case(test: TestOutcome) -> TestCase:
+    holder, name = _split(test.id)
+    case = TestCase(_clean(name), _clean(holder), round(test.seconds, 6))
+    message = _clean(test.message)
+    last = message.strip().splitlines()[-1] if message.strip() else ""
+    match test.status:
+        case Status.FAILED:
+            result = Failure(last or "failed")
+            result.text = message
+            case.result = [result]
+        case Status.ERROR:
+            error = Error(last or "error")
+            error.text = message
+            case.result = [error]
+        case Status.SKIPPED:
+            case.result = [Skipped(last or "skipped")]
+        case Status.XFAILED:
+            case.result = [Skipped(last or "expected to fail", "xfail")]
+        case Status.PASSED | Status.XPASSED:
+            pass
+    return case
+
+
+def _broken(outcome: Outcome) -> TestCase:
+    case = TestCase(_clean(outcome.culprit) or "the run", "ponyswarm", 0.0)
+    error = Error(_clean(f"{outcome.reason}: {outcome.detail}"), "broken")
+    error.text = _clean(outcome.log.decode("utf-8", "replace")[-4000:])
+    case.result = [error]
+    return case
+
+
+def _split(id_: str) -> tuple[str, str]:
+    """(class name, name): ``tests/test_a.py::TestB::test_c[x.y]`` as pytest itself writes it."""
+    head, bracket, parameters = id_.partition("[")
+    if "::" in head:
+        place, _, name = head.rpartition("::")
+        file, *classes = place.split("::")
+        holder = ".".join([file.removesuffix(".py").replace("/", "."), *classes])
+    else:
+        holder, _, name = head.rpartition(".")
+    return holder, f"{name}{bracket}{parameters}"
+
+
+def _clean(text: str) -> str:
+    return _FORBIDDEN.sub("\ufffd", text)
