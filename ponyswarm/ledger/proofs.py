@@ -501,9 +501,17 @@ class Log:
     def prove(self, id_: bytes, frame: bytes, held: Held) -> bytes:
         """The proof file of an entry under a checkpoint.
 
-        Raises `LocalError` when the tree does not bear it out; the stored hashes are then
-        made again, and the next checkpoint begins a new log.
+        Raises `LocalError` when the entry cannot be quoted alone, and when the tree does not
+        bear it out; the stored hashes are then made again, and the next checkpoint begins a
+        new log if they differ.
         """
+        try:
+            verifier.open_frame(frame)
+        except verifier.Invalid as fault:
+            raise LocalError(
+                f"this entry cannot be quoted alone: {fault}. What it says may still stand in "
+                "its feed, where a later signature covers it"
+            ) from fault
         try:
             view = self._tree.view()
             index = view.index(id_)

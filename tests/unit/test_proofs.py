@@ -331,6 +331,17 @@ def test_a_hole_in_the_ledger_is_found_and_the_next_log_is_another(
     assert proved.index == 118
 
 
+def test_an_entry_with_a_junk_signature_is_not_quoted_alone(home: Callable[..., Home]) -> None:
+    ours = home("log")
+    entries = fill(ours.store, Author(1), 300)
+    held = ours.checkpoint()
+    frame = bytearray(entries[5].frame)
+    frame[160] ^= 1
+    with pytest.raises(LocalError, match="cannot be quoted alone: the entry's signature"):
+        ours.log.prove(entries[5].id, bytes(frame), held)
+    assert ours.tree.view()._blocks == 1, "the tree is as good as before"
+
+
 def test_views_ask_for_few_hashes(tmp_path: Path) -> None:
     plain(tmp_path / "ledger.db", many(5000))
     tree = Tree(tmp_path / "ledger.db")
