@@ -50,18 +50,20 @@ class Fetcher:
         self._open = open_
         self._peers = peers
         self._refuse = refuse
-        self._wanted: dict[bytes, _Wanted] = {}
-        self._under_way: set[bytes] = set()
+        # By the whole blob: a liar that names a hash with a wrong size must not stand in the
+        # way of the one who names it right.
+        self._wanted: dict[Blob, _Wanted] = {}
+        self._under_way: set[Blob] = set()
         self._changed = trio.Event()
 
     def want(self, blob: Blob, peers: Iterable[bytes]) -> None:
         """Fetch a blob when it can be had; ``peers`` are asked first."""
         if blob.hash in self._store or blob.size > MAX_BLOB:
             return
-        if blob.hash in self._wanted:
-            self._wanted[blob.hash].peers.update(peers)
+        if blob in self._wanted:
+            self._wanted[blob].peers.update(peers)
         elif len(self._wanted) < MAX_WANTED:
-            self._wanted[blob.hash] = _Wanted(blob, set(peers))
+            self._wanted[blob] = _Wanted(blob, set(peers))
             self._changed.set()
 
     async def need(self, blob: Blob, seconds: float) -> bool:
@@ -79,10 +81,10 @@ class Fetcher:
         async with trio.open_nursery() as nursery:
             while True:
                 now = trio.current_time()
-                waiting = [w for w in self._wanted.values() if w.blob.hash not in self._under_way]
+                waiting = [w for w in self._wanted.values() if w.blob not in self._under_way]
                 for wanted in waiting:
                     if wanted.due <= now and len(self._under_way) < AT_ONCE:
-                        self._under_way.add(wanted.blob.hash)
+                        self._under_way.add(wanted.blob)
                         nursery.start_soon(self._fetch, wanted)
                 pause = 60.0
                 if len(self._under_way) < AT_ONCE:
@@ -105,9 +107,9 @@ class Fetcher:
         except InfraError as fault:
             log.warning("%s", fault)
         finally:
-            self._under_way.discard(wanted.blob.hash)
+            self._under_way.discard(wanted.blob)
         wanted.tries += 1
         wanted.due = trio.current_time() + min(LONGEST_PAUSE, 0.25 * 2**wanted.tries)
         if found or wanted.tries >= TRIES:
-            self._wanted.pop(wanted.blob.hash, None)
+            self._wanted.pop(wanted.blob, None)
         self._changed.set()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import os
+import shutil
+import subprocess
 import sys
 import tarfile
 from collections.abc import Awaitable, Callable
@@ -20,6 +23,8 @@ from ponyswarm.exec.outcome import Outcome, Progress
 from ponyswarm.exec.sandbox import MIB, Holds, Limits
 from ponyswarm.messages import Cell, FileTemplate, Install, Lock, Spec
 
+REPOSITORY = Path(__file__).parents[2]
+ORDINARY_ID = 54_321
 NOW = 1_790_000_000_000
 SMALL = Limits(
     memory_bytes=256 * MIB,
@@ -135,3 +140,41 @@ def module(body: str, before: str = "pass") -> str:
 
 FIRST = "test_it.Jobs.test_a_first"
 SECOND = "test_it.Jobs.test_b_second"
+
+
+def as_ordinary_user(file: Path) -> None:
+    """Root runs a test file again as a user without any right, by a Python that one can read."""
+    python = shutil.which("python3", path="/usr/bin")
+    version = f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]!r})"
+    if python is None or subprocess.call([python, "-c", version]) != 0:
+        pytest.skip("the system has no Python of this version that other users can run")
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    with_space = Path("/tmp") / f"ponyswarm-ordinary-{os.getpid()}"
+    with_space.mkdir()
+    os.chown(with_space, ORDINARY_ID, ORDINARY_ID)
+    try:
+        done = subprocess.run(
+            [
+                *(python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--rootdir"),
+                *(str(REPOSITORY), "--basetemp", str(with_space / "tests"), str(file)),
+            ],
+            cwd=REPOSITORY,
+            env={
+                "PATH": "/usr/bin:/bin",
+                "HOME": str(with_space),
+                "LANG": "C.UTF-8",
+                "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{packages}",
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
+            user=ORDINARY_ID,
+            group=ORDINARY_ID,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=390,
+        )
+    finally:
+        shutil.rmtree(with_space, ignore_errors=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout

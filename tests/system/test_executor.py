@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import trio
-from exec_lab import FIRST, MIB, SECOND, SMALL, executor, holds, in_trio, module, run
+from exec_lab import (
+    FIRST,
+    MIB,
+    REPOSITORY,
+    SECOND,
+    SMALL,
+    as_ordinary_user,
+    executor,
+    holds,
+    in_trio,
+    module,
+    run,
+)
 
 from ponyswarm.exec.outcome import Outcome
 from ponyswarm.exec.sandbox import Limits
 from ponyswarm.messages import FileTemplate, Reason, Status
-
-REPOSITORY = Path(__file__).parents[2]
-ORDINARY_ID = 54_321
 
 
 def quick(**changes: float) -> Limits:
@@ -422,38 +428,4 @@ async def test_a_sweep_removes_what_a_killed_node_left(tmp_path: Path) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become an ordinary user")
 def test_all_of_this_holds_for_an_ordinary_user() -> None:
-    """Root runs this file again as a user without any right, by a Python that one can read."""
-    python = shutil.which("python3", path="/usr/bin")
-    version = f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]!r})"
-    if python is None or subprocess.call([python, "-c", version]) != 0:
-        pytest.skip("the system has no Python of this version that other users can run")
-    packages = next(path for path in sys.path if path.endswith("site-packages"))
-    with_space = Path("/tmp") / f"ponyswarm-ordinary-{os.getpid()}"
-    with_space.mkdir()
-    os.chown(with_space, ORDINARY_ID, ORDINARY_ID)
-    try:
-        done = subprocess.run(
-            [
-                *(python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--rootdir"),
-                *(str(REPOSITORY), "--basetemp", str(with_space / "tests"), __file__),
-            ],
-            cwd=REPOSITORY,
-            env={
-                "PATH": "/usr/bin:/bin",
-                "HOME": str(with_space),
-                "LANG": "C.UTF-8",
-                "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{packages}",
-                "PYTHONDONTWRITEBYTECODE": "1",
-            },
-            user=ORDINARY_ID,
-            group=ORDINARY_ID,
-            extra_groups=[],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=390,
-        )
-    finally:
-        shutil.rmtree(with_space, ignore_errors=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout
+    as_ordinary_user(Path(__file__))
