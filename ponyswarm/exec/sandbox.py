@@ -106,12 +106,17 @@ class Sandbox:
     slot: int = 0
     name: str = "run"
     read_only: tuple[tuple[str, str], ...] = ()
+    writable: tuple[tuple[str, str], ...] = ()
     scratch: tuple[tuple[str, int], ...] = ()
     folders: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def with_read_only(self, host: Path | str, inside: str) -> Sandbox:
         return replace(self, read_only=(*self.read_only, (str(host), inside)))
+
+    def with_writable(self, host: Path, inside: str) -> Sandbox:
+        """For a server's socket alone: a job gets nothing of this machine to write."""
+        return replace(self, writable=(*self.writable, (str(host), inside)))
 
     def with_scratch(self, inside: str, size: int) -> Sandbox:
         return replace(self, scratch=(*self.scratch, (inside, size)))
@@ -236,6 +241,8 @@ class Sandbox:
             options += [*_parents(folder), "--perms", "1777", "--dir", folder]
         for host, inside in self.read_only:
             options += [*_parents(inside), "--ro-bind", host, inside]
+        for host, inside in self.writable:
+            options += [*_parents(inside), "--bind", host, inside]
         for channel in channels:
             inside = f"/channels/{channel.path.name}"
             options += [*_parents(inside), "--ro-bind", str(channel.path), inside]
