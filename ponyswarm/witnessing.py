@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import trio
 
-from ponyswarm.errors import PeerError
+from ponyswarm.errors import InfraError, PeerError
 from ponyswarm.keys import peer_id
-from ponyswarm.ledger.proofs import Held
+from ponyswarm.ledger.proofs import TRIES, Held
 from ponyswarm.notary import Notary
 from ponyswarm.p2p import witness
 from ponyswarm.p2p.blobs import Open, Stream
@@ -48,6 +48,7 @@ class Witnessing:
         self._peers = peers
         self._refuse = refuse
         self._held: Held | None = None
+        self._anew = False  # Whether a checkpoint is to be made whatever the time.
         # When a peer may be asked again, and how long it will then be left alone.
         self._waits: dict[bytes, tuple[float, float]] = {}
 
@@ -61,7 +62,8 @@ class Witnessing:
     async def _look(self) -> None:
         notary = self._notary.log
         wished = notary.take_wishes()
-        if wished or notary.due(_now(), INTERVAL_MS):
+        if wished or self._anew or notary.due(_now(), INTERVAL_MS):
+            self._anew = False
             held = await self._checkpoint()
             if held is not None and held != self._held:
                 self._held = held
@@ -74,7 +76,7 @@ class Witnessing:
 
     async def _checkpoint(self) -> Held | None:
         """As `Log.fresh`, with turns for the rest of the node: a long ledger takes seconds."""
-        for _ in range(2):
+        for _ in range(TRIES):
             while not self._notary.log.grow():
                 await trio.lowlevel.checkpoint()
             held = self._notary.log.checkpoint(_now())
@@ -98,10 +100,9 @@ class Witnessing:
                 nursery.start_soon(self._ask, peer, held)
         latest = self._notary.log.latest()
         if latest is None or latest.origin != held.origin:
-            # Given up under `_ask`: the next look makes one of a new origin.
-            self._held = None
-            self._notary.log.wish(_now())
-        elif latest.size == held.size:
+            # Given up under `_ask`: the next look begins another log.
+            self._held, self._anew = None, True
+        elif self._held is not None and latest.size == held.size:
             self._held = latest
 
     async def _ask(self, peer: bytes, held: Held) -> None:
@@ -141,6 +142,10 @@ class Witnessing:
             # A peer may be of a version that does not witness, or be gone: no fault of its.
             if fault.reason in ("bad-witness", "bad-cosignature"):
                 self._refuse(fault.reason, peer)
+        except InfraError as fault:
+            log.warning("%s", fault)
+            notary.clear()
+            self._held, self._anew = None, True
         except trio.TooSlowError:
             pass
 

@@ -30,6 +30,8 @@ BLOCK_LEVEL = 8
 BLOCK = 1 << BLOCK_LEVEL
 # Blocks that one call hashes: less than 10 ms.
 BLOCKS_A_TURN = 8
+# A checkpoint may first find the stored tree at fault, and then the log.
+TRIES = 3
 
 DAY_MS = 86_400_000
 KEEP_CHECKPOINTS_MS = 30 * DAY_MS
@@ -327,19 +329,26 @@ class Log:
         """Hash entries that came; whether all are. Call it until it is, before `checkpoint`."""
         return self._tree.grow()
 
+    def clear(self) -> None:
+        """Forget what was hashed, which does not fit the entries; `grow` makes it again."""
+        self._tree.clear()
+
     def checkpoint(self, now: int) -> Held | None:
         """Sign the tree as it is, unless that was done; None while there are no entries.
 
-        When it cannot have grown from the one last signed, a log of a new origin begins: then
-        it is None as well, and to be called again after `grow`.
+        When it cannot have grown from the one last signed, a log of a new origin begins; that,
+        and a fault in what is stored of the tree, give None as well: call `grow` and it again.
         """
         with transaction(self._db):
             # Seen under the lock of all signers: it holds whatever was signed before.
             newest, view = self._tree.newest(), self._tree.view()
             origin, last = self._current()
-            if last is not None and not self._follows(view, last):
+            follows = last is None or self._follows(view, last)
+            if not follows:
+                # What is stored may be at fault, and not the entries: hash them first.
                 self._tree.clear()
-                self._begin(now)
+                if follows is False:
+                    self._begin(now)
                 return None
             self._signed_newest = newest
             if view.size == 0:
@@ -359,7 +368,7 @@ class Log:
 
     def fresh(self, now: int) -> Held | None:
         """A checkpoint of all that is here, without turns for others; None for no entries."""
-        for _ in range(2):
+        for _ in range(TRIES):
             while not self.grow():
                 pass
             held = self.checkpoint(now)
@@ -367,11 +376,12 @@ class Log:
                 return held
         return None
 
-    def _follows(self, view: View, last: Held) -> bool:
+    def _follows(self, view: View, last: Held) -> bool | None:
+        """Whether the tree grew from the one last signed; None when it cannot be told."""
         try:
             return last.size <= view.size and view.root(last.size) == last.root
         except InfraError:
-            return False
+            return None
 
     def _drop_old(self, now: int) -> None:
         before = (now - KEEP_CHECKPOINTS_MS,)

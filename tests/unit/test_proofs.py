@@ -864,7 +864,7 @@ def test_export_and_verify_are_commands(tmp_path: Path) -> None:
     assert "no node runs here" in said
     said = ponyswarm("verify", "--proof", file)
     assert "a project: demo" in said
-    assert "no witness cosigned it" in said
+    assert "no witness cosigned this" in said
     facts = json.loads(ponyswarm("verify", "--proof", file, "--json"))
     assert facts["entry"] == made["project"]
     assert "NOT ENOUGH" in ponyswarm("verify", "--proof", file, "-n", "1", code=4)

@@ -157,6 +157,31 @@ def test_a_witness_that_knows_another_tree_of_ours_makes_us_begin_anew(
     assert not log.refused
 
 
+def test_a_tree_that_was_lost_is_made_again(pair: tuple[Peer, Peer]) -> None:
+    log, other = pair
+    for number in range(600):
+        log.entry(f"entry {number}")
+    held = log.look()
+    assert held is not None
+    log.notary.log._db.execute("DELETE FROM cosignature")
+    log.notary.log._tree._db.execute("DELETE FROM tree_node")
+    log.entry("one more")
+    again = log.look()
+    assert again is not None
+    assert (again.size, again.witnesses) == (601, (other.key.public,))
+    assert again.origin == held.origin, "the entries are the same"
+
+    log.notary.log._db.execute("DELETE FROM cosignature")
+    log.notary.log._tree._db.execute("DELETE FROM tree_block WHERE position = 0")
+    log.witnessing._waits.clear()
+    log.witnessing._held = again
+    trio.run(log.witnessing._gather, log.notary.log.latest())
+    trio.run(log.witnessing._look)
+    last = log.notary.log.latest()
+    assert last is not None
+    assert last.witnesses == (other.key.public,)
+
+
 def lies(log: Peer, other: Peer) -> dict[str, bytes]:
     origin = f"{peer_id(log.key.public)}/00000000"
     forged = proofs.sign_checkpoint(other.key, origin, 9, b"x" * 32)
