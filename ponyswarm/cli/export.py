@@ -13,6 +13,7 @@ from ponyswarm.cli import json_option, print_json
 from ponyswarm.cli.opening import node_is_running, now_ms, opened
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
+from ponyswarm.ledger import dump
 from ponyswarm.ledger.proofs import Held, Log
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.messages import Entry
@@ -25,8 +26,12 @@ POLL = 0.25
 @click.option(
     "--proof",
     metavar="ENTRY|CELL",
-    required=True,
     help="Prove this entry, or the latest result of this cell (the beginning of an id).",
+)
+@click.option(
+    "--frames",
+    metavar="PROJECT|all",
+    help="Write every entry of a project, or of all, for another program to read.",
 )
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="FILE."
@@ -52,19 +57,27 @@ POLL = 0.25
 @click.pass_obj
 def export(
     home: Home,
-    proof: str,
+    proof: str | None,
+    frames: str | None,
     output: Path,
     author: str | None,
     needed: int,
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Write a file that proves, without PonySwarm or a network, that an entry was here.
+    """Write a file that others can check: a proof of one entry, or whole chains of them.
 
+    A proof shows, without PonySwarm or a network, that an entry was here.
     Witnesses are other nodes: while the node here runs, it asks those it is connected to.
     'ponyswarm verify --proof FILE' reads the file and says what it proves; so does
     ponyswarm/ledger/verifier.py, copied alone to a machine with PyNaCl.
     """
+    if (proof is None) == (frames is None):
+        raise click.UsageError("say either --proof ENTRY|CELL or --frames PROJECT|all")
+    if frames is not None:
+        _frames(home, frames, output, as_json=as_json)
+        return
+    assert proof is not None
     with Reader(home.ledger) as reader:
         entry = find(reader, proof, None if author is None else keys.parse_peer_id(author))
     with (
@@ -103,6 +116,19 @@ def export(
         click.echo(
             f"warning: {len(held.witnesses)} of the {needed} witnesses wanted; {why}", err=True
         )
+
+
+def _frames(home: Home, project: str, output: Path, *, as_json: bool) -> None:
+    with Reader(home.ledger) as reader:
+        chosen = None if project == "all" else reader.find_project(project)
+    try:
+        count = dump.write(output, home.ledger, chosen)
+    except OSError as fault:
+        raise LocalError(f"{output} cannot be written: {fault.strerror}") from fault
+    if as_json:
+        print_json({"file": str(output), "entries": count})
+    else:
+        click.echo(f"{output}: {count} entries; docs/protocol.md says how to read them")
 
 
 def find(reader: Reader, text: str, author: bytes | None) -> Entry:
