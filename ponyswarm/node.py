@@ -38,6 +38,8 @@ from ponyswarm.messages import (
     Kind,
     Payload,
     Project,
+    Revoke,
+    Withdraw,
 )
 from ponyswarm.notary import Notary
 from ponyswarm.p2p import blobs as blob_protocol
@@ -59,6 +61,7 @@ from ponyswarm.p2p.effects import (
     Unsubscribe,
 )
 from ponyswarm.p2p.fetcher import Fetcher
+from ponyswarm.p2p.heads import HeadCheck, Heads
 from ponyswarm.p2p.network import Connected, Disconnected, Gossip, Network, open_network
 from ponyswarm.p2p.protocol import DIRECTORY, Capacity, Protocol, topic_project
 from ponyswarm.policy import refusal
@@ -75,6 +78,11 @@ DIAL_EVERY = 2.0
 LONGEST_BACKOFF = 300.0
 WANTED_PEERS = 8
 MAX_HEARD = 1_000
+# Seconds before a fork that was seen is told of, and between later looks for untold ones.
+FORK_PAUSE = (0.2, 3.0)
+FORKS_EVERY = 60.0
+# Seconds by which wall clock and running time may part before we call it a jump.
+CLOCK_JUMP = 30.0
 MAX_DECODED = 4_096
 MAX_BAD_IDS = 50
 
@@ -163,6 +171,9 @@ class Node:
                 refuse=self.refuse,
             )
         self._wake = trio.Event()
+        self._heads = HeadCheck()
+        self.heads: dict[bytes, Heads] = {}
+        self._forks_due = trio.current_time()
 
     # --- opening ----------------------------------------------------------------------------
 
@@ -175,6 +186,7 @@ class Node:
     async def start(self, network: Network) -> None:
         """Serve, follow what the ledger knows, and start the loops."""
         self._network = network
+        self.journal.doubt()
         network.serve(sync.PROTOCOL, self._serve_sync, concurrent_per_peer=4, timeout=SERVE_TIMEOUT)
         network.serve(
             blob_protocol.PROTOCOL, self._serve_blob, concurrent_per_peer=8, timeout=SERVE_TIMEOUT
@@ -202,13 +214,28 @@ class Node:
                 log.exception("a fault of PonySwarm itself; the node goes on")
             await trio.sleep(1)
 
+    def _spawn(self, task: Callable[[bytes, bytes], Awaitable[None]], *ids: bytes) -> None:
+        """Start a task whose faults are logged: none of them may end the node."""
+
+        async def fenced() -> None:
+            try:
+                await task(*ids)
+            except Exception:
+                log.exception("a fault of PonySwarm itself; the node goes on")
+
+        self._nursery.start_soon(fenced)
+
     async def follow(self, project: bytes, *, trusted: bool) -> None:
         """Replicate a project; with ``trusted``, run its jobs. Known entries are taken up."""
         is_new = project not in self.protocol.followed
+        if is_new:
+            self._heads.begin(project, now_ms())
+            self.heads[project] = Heads.WAITING
         genesis = self.store.entry(project)
         now = now_ms()
         effects = self.protocol.follow(project, trusted=trusted, genesis=genesis, now=now)
         if is_new:
+            effects += self.protocol.ended(project, self.store.ended(project), now)
             held = self.store.entries(project, (Kind.ANNOUNCE, Kind.WITHDRAW))
             for entry in held:
                 effects += self.protocol.admitted(
@@ -261,10 +288,20 @@ class Node:
 
     async def _tick(self) -> None:
         pruned = time.monotonic()
+        # A machine that was asleep, or was rolled back while it ran, finds its clock set.
+        offset = time.time() - time.monotonic()
         while True:
             now = now_ms()
             await self._take_own(now)
             await self.perform(self.protocol.tick(now))
+            self._judge_heads()
+            if abs((time.time() - time.monotonic()) - offset) > CLOCK_JUMP:
+                log.warning("the clock jumped: peers are asked again for our own entries")
+                offset = time.time() - time.monotonic()
+                self._doubt_heads()
+                await self.perform(self.protocol.pull_all(now))
+            if trio.current_time() >= self._forks_due:
+                await self._publish_forks()
             if time.monotonic() - pruned > 600:
                 pruned = time.monotonic()
                 self.protocol.prune(now)
@@ -283,7 +320,9 @@ class Node:
             if isinstance(judgement, Refused):
                 log.warning("our own entry was refused: %s", judgement.reason)
                 continue
-            await self.perform(self.protocol.admitted(entry, payload, now, peer=None, own=True))
+            effects = self._rights_changed(entry, payload, now)
+            effects += self.protocol.admitted(entry, payload, now, peer=None, own=True)
+            await self.perform(effects)
 
     # --- performing ---------------------------------------------------------------------------
 
@@ -301,11 +340,11 @@ class Node:
                 case Admit(entry, peer):
                     todo += self._admit(entry, peer, now_ms())
                 case Pull(peer, project):
-                    self._nursery.start_soon(self._pull, peer, project)
+                    self._spawn(self._pull, peer, project)
                 case Fetch(blob, peers):
                     self._fetcher.want(blob, peers)
                 case Run(job, cell):
-                    self._nursery.start_soon(self._run, job, cell)
+                    self._spawn(self._run, job, cell)
                 case Stop(cell, why):
                     self.runs.stop(cell, why)
                 case Penalise(peer, reason):
@@ -373,16 +412,16 @@ class Node:
         """Append entries of one peer; how many were new, and what follows from it."""
         effects: list[Effect] = []
         new = 0
+        for entry in entries:
+            if entry.header.author == self.key.public and self.journal.seen(entry):
+                log.warning(
+                    "an entry of our own key came from elsewhere: a copy of this home runs, or it "
+                    "was restored from a backup; we go on in a new feed"
+                )
         for entry, judgement in zip(entries, self.store.append_all(entries, now), strict=True):
             match judgement:
                 case Accept():
                     new += 1
-                    if entry.header.author == self.key.public and not self.journal.holds(entry.id):
-                        log.warning(
-                            "an entry of our own key came from elsewhere: a copy of this home runs "
-                            "or was lost; we go on in a new feed"
-                        )
-                        self.journal.close_feed(entry.namespace)
                     effects += self._taken(entry, decode_payload(entry), peer, now)
                 case Gap() | Diverges():
                     effects += self.protocol.gap(entry, peer, now)
@@ -398,25 +437,50 @@ class Node:
     def _taken(self, entry: Entry, payload: Payload | None, peer: bytes, now: int) -> list[Effect]:
         if isinstance(payload, Announce):
             log.info("heard of a job: %s", payload.title)
-        return self.protocol.admitted(entry, payload, now, peer=peer, own=False)
+        effects = self._rights_changed(entry, payload, now)
+        return effects + self.protocol.admitted(entry, payload, now, peer=peer, own=False)
+
+    def _rights_changed(self, entry: Entry, payload: Payload | None, now: int) -> list[Effect]:
+        """Tell the protocol what ended, when an entry may have changed that."""
+        if isinstance(payload, Fork):
+            self._forks_due = min(self._forks_due, trio.current_time() + FORK_PAUSE[1])
+        if not isinstance(payload, Announce | Withdraw | Project | Revoke | Fork):
+            return []
+        project = entry.namespace
+        return self.protocol.ended(project, self.store.ended(project), now)
 
     def _forked(self, entry: Entry, seq: int, now: int) -> list[Effect]:
-        """Somebody signed two histories: publish the proof, once."""
+        """Somebody signed two histories: what it directed from there on has no force."""
         author, project = entry.header.author, entry.namespace
         log.warning("%s forked its feed at %d: its results count no more", peer_id(author), seq)
-        proof = self.store.evidence(project, author)
-        known = {
-            payload.first
-            for held in self.store.entries(project, (Kind.FORK,))
-            if isinstance(payload := decode_payload(held), Fork)
-        }
-        if proof is not None and proof.first not in known:
-            self.journal.sign(proof, project=project, now=now)
-            self._wake.set()
-        return []
+        pause = random.uniform(*FORK_PAUSE)  # noqa: S311
+        self._forks_due = min(self._forks_due, trio.current_time() + pause)
+        return self.protocol.ended(project, self.store.ended(project), now)
+
+    async def _publish_forks(self) -> None:
+        """Publish the proof of each fork that no `fork` entry here tells of yet.
+
+        All who saw a fork wait for a moment of their own length, so that mostly one speaks.
+        """
+        self._forks_due = trio.current_time() + FORKS_EVERY
+        for project in self.protocol.followed:
+            for proof in self.store.untold_forks(project):
+                self._nursery.start_soon(self._publish_fork, proof, project)
+
+    async def _publish_fork(self, proof: Fork, project: bytes) -> None:
+        try:
+            await self._heads_known(project)
+            if proof in self.store.untold_forks(project):
+                await self.publish(proof, project)
+        except (InfraError, PeerError) as fault:
+            log.warning("the proof of a fork could not be published: %s", fault)
 
     async def publish(self, payload: Payload, project: bytes) -> Entry:
-        """Sign an entry, make it durable, keep it, and tell the network."""
+        """Sign an entry, make it durable, keep it, and tell the network.
+
+        After a start it first waits until peers were asked for our own heads.
+        """
+        await self._heads_known(project)
         now = now_ms()
         entry = self.journal.sign(payload, project=project, now=now)
         await self._take_own(now)
@@ -440,11 +504,49 @@ class Node:
 
     async def pull(self, peer: bytes, project: bytes) -> replication.Pulled:
         """Get what a peer has of a project and we have not. Raises `PeerError`."""
-        with trio.move_on_after(PULL_TIMEOUT):
-            return await replication.pull(
-                partial(self.open_stream, sync.PROTOCOL), peer, project, self._frontier, self._take
-            )
-        raise PeerError("timeout", "a pull took too long")
+        knows = False
+        try:
+            with trio.move_on_after(PULL_TIMEOUT):
+                pulled = await replication.pull(
+                    partial(self.open_stream, sync.PROTOCOL),
+                    peer,
+                    project,
+                    self._frontier,
+                    self._take,
+                )
+                knows = pulled.state != "unknown"
+                return pulled
+            raise PeerError("timeout", "a pull took too long")
+        finally:
+            self._heads.answered(project, peer, now_ms(), knows=knows)
+            self._judge_heads()
+
+    # --- our own heads ------------------------------------------------------------------------
+
+    def _doubt_heads(self) -> None:
+        """Extend none of our feeds until peers were asked for them (`p2p.heads`)."""
+        self.journal.doubt()
+        self.heads.clear()
+        for project in self.protocol.followed:
+            self._heads.begin(project, now_ms())
+
+    def _judge_heads(self) -> None:
+        for project in self.protocol.followed:
+            before = self.heads.get(project)
+            if before is Heads.CHECKED:
+                continue
+            after = self._heads.verdict(project, self.network.peers(), now_ms())
+            self.heads[project] = after
+            if after is Heads.CHECKED:
+                self.journal.confirm(project)
+            elif after is Heads.ALONE and before is not Heads.ALONE:
+                log.info("no peer could be asked for our own entries: the next opens a new feed")
+
+    async def _heads_known(self, project: bytes) -> None:
+        while project in self.protocol.followed and self.heads.get(project, Heads.WAITING) is (
+            Heads.WAITING
+        ):
+            await trio.sleep(0.1)
 
     async def open_stream(self, protocol: str, peer: bytes) -> blob_protocol.Stream:
         return await self.network.open(peer, protocol)

@@ -18,7 +18,7 @@ from ponyswarm.codec import ZERO, sign_entry
 from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.keys import SecretKey
 from ponyswarm.ledger.chain import Accept, Duplicate
-from ponyswarm.ledger.journal import Journal, machine_id
+from ponyswarm.ledger.journal import Journal, boot_id, machine_id
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Entry, Payload
 from ponyswarm.p2p.blobs import BlobStore
@@ -26,6 +26,9 @@ from ponyswarm.policy import refusal
 
 # Space that is always left free on the disk the blobs are on.
 DISK_FLOOR = 1 << 30
+
+# So many of our own latest entries are looked for in the ledger at each opening.
+MAKE_UP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,14 @@ class Session:
 
         Raises `LocalError` when the project's record does not allow it to this key.
         """
-        self._check(payload, project, now)
+        self.check(payload, project, now)
         entry = self.journal.sign(payload, project=project, now=now)
         judgement = self.store.append(entry, now)
         if not isinstance(judgement, Accept | Duplicate):
             raise LocalError(f"the ledger did not take the entry: {judgement}")
         return entry
 
-    def _check(self, payload: Payload, project: bytes, now: int) -> None:
+    def check(self, payload: Payload, project: bytes, now: int) -> None:
         """Before signing: what others would refuse must never enter the journal."""
         state = None
         if project != ZERO:
@@ -99,10 +102,11 @@ def open_session(
             key=secret,
             machine=machine_id(),
             nonce=lambda: os.urandom(8),
+            boot=boot_id(),
         )
         try:
             held = BlobStore(blobs, budget=blob_budget, floor=DISK_FLOOR)
-            _make_up(own, store, now)
+            _make_up(own, store, secret.public, now)
             yield Session(secret, own, store, held)
         finally:
             own.close()
@@ -110,8 +114,20 @@ def open_session(
         store.close()
 
 
-def _make_up(own: Journal, store: Store, now: int) -> None:
-    """Give the ledger what the journal has and a crash, or a lost ledger, kept from it."""
-    last = own.since(own.position - 1)
-    if last and not store.holds(last[-1][1].id):
-        store.append_all([entry for _, entry in own.since(0)], now)
+def _make_up(journal: Journal, store: Store, key: bytes, now: int) -> None:
+    """Bring journal and ledger together: after a crash one lacks the other's last entries.
+
+    What the journal signed and the ledger lacks is appended. What the ledger holds of our
+    key and the journal never signed (it was lost, or is an old backup) closes that feed.
+    """
+    end = journal.position
+    start = end
+    # Ledgers lose their latest rows, if any: look back until a stretch is there whole.
+    while start > 0:
+        start = max(0, start - MAKE_UP)
+        stretch = journal.since(start)[:MAKE_UP]
+        if all(store.holds(entry.id) for _, entry in stretch):
+            break
+    store.append_all([entry for _, entry in journal.since(start)], now)
+    for entry in store.heads(key):
+        journal.seen(entry)

@@ -21,6 +21,8 @@ class ProjectLine:
     name: str
     trusted: bool
     volunteers: int = 0
+    heads: str = ""
+    """What peers say of our own feeds: waiting, checked, or alone when none could be asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

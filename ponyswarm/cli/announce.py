@@ -21,7 +21,7 @@ from ponyswarm.exec import interpreters
 from ponyswarm.home import Home
 from ponyswarm.ledger.queries import CellRow, Reader
 from ponyswarm.ledger.verdicts import CONFIRMED
-from ponyswarm.messages import Announce, Blob
+from ponyswarm.messages import Announce, Blob, Entry
 from ponyswarm.node import open_node
 from ponyswarm.p2p.discovery import PeerTable
 from ponyswarm.policy import ReaderPolicy
@@ -103,26 +103,28 @@ def announce(
         if dry_run:
             _print(message, None, packed, locked, as_json=as_json)
             return
-        entry = session.publish(message, project=project_id, now=now_ms())
-        _print(message, entry.id, packed, locked, as_json=False)
         wanted = [source] if locks is None else [source, locks]
+        told = partial(_print, message, packed=packed, locked=locked, as_json=False)
         if node_is_running(home):
+            entry = session.publish(message, project=project_id, now=now_ms())
+            told(entry.id)
             facts: dict[str, object] = {"published_by": "the node running on this home"}
             click.echo("the node running on this home publishes it", err=True)
             code = 0
             if wait:
                 code = trio.run(_verdicts, home, entry.id, _seconds("--timeout", timeout))
         else:
-            facts, code = _hand_over(
+            verdicts = partial(_verdicts, home, seconds=_seconds("--timeout", timeout))
+            entry, facts, code = _hand_over(
                 home,
                 session,
                 project_id,
+                message,
                 wanted,
                 peers,
                 seconds,
-                partial(_verdicts, home, entry.id, _seconds("--timeout", timeout))
-                if wait
-                else None,
+                told,
+                verdicts if wait else None,
             )
     if as_json:
         print_json(
@@ -232,25 +234,30 @@ def _hand_over(
     home: Home,
     session: Session,
     project: bytes,
+    message: Announce,
     blobs: Sequence[Blob],
     peers: tuple[str, ...],
     seconds: int,
-    verdicts: Callable[[], Awaitable[int]] | None,
-) -> tuple[dict[str, object], int]:
+    told: Callable[[bytes], None],
+    verdicts: Callable[[bytes], Awaitable[int]] | None,
+) -> tuple[Entry, dict[str, object], int]:
     """Join the network for as long as it takes; what came of it, and the exit code."""
     settings = config.load(home.ini)
     addresses = network_addresses(home, settings, peers)
     table = PeerTable(home.peers)
     if not addresses and not table.addresses():
+        entry = session.publish(message, project=project, now=now_ms())
+        told(entry.id)
         click.echo(
             "no peer is known, so nobody has it yet: name one by --peer, or under [network] in "
             f"{home.ini}; it is kept, and goes out when 'ponyswarm node' runs",
             err=True,
         )
-        return {"handed_to": [], "entry_only": []}, EXIT_USAGE
+        return entry, {"handed_to": [], "entry_only": []}, EXIT_USAGE
+    session.check(message, project, now_ms())
     click.echo("looking for peers to hand it to", err=True)
 
-    async def main() -> tuple[handover.HandedOver, int]:
+    async def main() -> tuple[Entry, handover.HandedOver, int]:
         async with open_node(
             key=session.key,
             store=session.store,
@@ -263,14 +270,17 @@ def _hand_over(
             table=table,
         ) as node:
             await node.follow(project, trusted=False)
+            # Signed here and not before: peers are first asked what they know of our feed.
+            entry = await node.publish(message, project)
+            told(entry.id)
             state = await handover.hand_over(
                 node, project, blobs, seconds=seconds, grace=GRACE, progress=lambda state: None
             )
             if state.whole and verdicts is not None:
-                return state, await verdicts()
-            return state, 0
+                return entry, state, await verdicts(entry.id)
+            return entry, state, 0
 
-    state, code = trio.run(main)
+    entry, state, code = trio.run(main)
     facts: dict[str, object] = {
         "handed_to": sorted(keys.peer_id(key) for key in state.whole),
         "entry_only": sorted(keys.peer_id(key) for key in state.entry - state.whole),
@@ -278,7 +288,7 @@ def _hand_over(
     if state.whole:
         count = len(state.whole)
         click.echo(f"handed to {count} peer{'s' * (count != 1)}, with its source", err=True)
-        return facts, code
+        return entry, facts, code
     if state.entry:
         click.echo(
             f"{len(state.entry)} peers hold the announcement, none took the source (volunteers "
@@ -298,4 +308,4 @@ def _hand_over(
             "'ponyswarm node' runs",
             err=True,
         )
-    return facts, EXIT_USAGE
+    return entry, facts, EXIT_USAGE

@@ -312,6 +312,7 @@ def _status(
                 name="" if state is None else state.record.name,
                 trusted=protocol.is_trusted(project),
                 volunteers=len(protocol.offers(project, now)),
+                heads=opened_node.heads[project].value if project in opened_node.heads else "",
             )
         )
     idle = []

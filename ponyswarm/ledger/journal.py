@@ -7,6 +7,10 @@ entry to anyone. The fence names the journal file it belongs to (device and inod
 machine, and the last position. Where it does not match, nobody can know what was handed
 out before, so every feed is closed and the next entry opens a new one under a fresh
 nonce, naming the old head in ``continues``.
+
+A machine that is rolled back to a snapshot has its old fence as well. So a feed is only
+extended within the boot of the machine in which its head was signed, or in which peers
+were asked for it (`confirm`); a node doubts all feeds when it starts.
 """
 
 from __future__ import annotations
@@ -40,7 +44,8 @@ CREATE TABLE IF NOT EXISTS feed (
     seq INTEGER NOT NULL,
     head BLOB NOT NULL,
     time INTEGER NOT NULL,
-    closed INTEGER NOT NULL DEFAULT 0
+    closed INTEGER NOT NULL DEFAULT 0,
+    boot TEXT
 ) WITHOUT ROWID;
 """
 
@@ -68,6 +73,16 @@ def machine_id() -> str:
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
 
 
+def boot_id() -> str:
+    """A text that is another one after each start of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        import psutil
+
+        return str(round(psutil.boot_time()))
+
+
 class Journal:
     """The journal of one key. Several processes of one home may hold it open at once."""
 
@@ -79,13 +94,16 @@ class Journal:
         key: SecretKey,
         machine: str,
         nonce: Callable[[], bytes],
+        boot: str = "",
     ) -> None:
-        """``nonce`` gives 8 random bytes for each new feed."""
+        """``nonce`` gives 8 random bytes for each new feed; ``boot`` names this start of
+        the machine (`boot_id`)."""
         self._key = key
         self._path = path
         self._fence = fence
         self._machine = machine
         self._nonce = nonce
+        self._boot = boot
         self._db = connect(path, synchronous="FULL")
         self._db.executescript(_SCHEMA)
         self._lock = FileLock(f"{path}.lock")
@@ -129,7 +147,9 @@ class Journal:
             row = None
             if project != ZERO:
                 row = self._db.execute(
-                    "SELECT nonce, seq, head, time, closed FROM feed WHERE project = ?", (project,)
+                    "SELECT nonce, seq, head, time, closed OR boot IS NOT ? FROM feed"
+                    " WHERE project = ?",
+                    (self._boot, project),
                 ).fetchone()
             # Where the clock ran far ahead once, others would hold back all that follows there.
             if row is None or row[4] or row[3] > now + FUTURE_MS:
@@ -159,10 +179,51 @@ class Journal:
             self._write_fence()
             return entry
 
+    def doubt(self) -> None:
+        """Extend no feed until peers were asked for it; what is signed goes into new ones."""
+        with self._lock, transaction(self._db):
+            self._db.execute("UPDATE feed SET boot = NULL")
+
+    def confirm(self, project: bytes) -> None:
+        """Peers were asked and know no more of our feed than we do: it may be extended."""
+        with self._lock, transaction(self._db):
+            self._db.execute("UPDATE feed SET boot = ? WHERE project = ?", (self._boot, project))
+
     def close_feed(self, project: bytes) -> None:
-        """Never extend the current feed again: a peer showed an own entry we do not hold."""
+        """Never extend the current feed again."""
         with self._lock, transaction(self._db):
             self._db.execute("UPDATE feed SET closed = 1 WHERE project = ?", (project,))
+
+    def seen(self, entry: Entry) -> bool:
+        """Somebody has this entry of our key; True when that closed a feed of ours.
+
+        One that this journal did not sign comes from a copy of this home, or from before a
+        backup was restored. What continues our current feed must never be contradicted; an
+        entry of another feed of ours contradicts nothing.
+        """
+        if self.holds(entry.id) or entry.is_genesis:
+            return False
+        header, project = entry.header, entry.namespace
+        with self._lock, transaction(self._db):
+            row = self._db.execute(
+                "SELECT nonce, seq, closed FROM feed WHERE project = ?", (project,)
+            ).fetchone()
+            if row is not None and (row[0] != header.nonce or (row[2] and row[1] >= header.seq)):
+                return False
+            seq, head = header.seq, entry.id
+            if row is not None and row[1] >= header.seq:
+                seq, head = row[1], self._head(project)
+            self._db.execute(
+                "INSERT OR REPLACE INTO feed (project, nonce, seq, head, time, closed)"
+                " VALUES (?, ?, ?, ?, ?, 1)",
+                (project, header.nonce, seq, head, header.time),
+            )
+            return row is None or not row[2]
+
+    def _head(self, project: bytes) -> bytes:
+        return bytes(
+            self._db.execute("SELECT head FROM feed WHERE project = ?", (project,)).fetchone()[0]
+        )
 
     def _commit(self, entry: Entry, project: bytes) -> None:
         with transaction(self._db):
@@ -173,8 +234,9 @@ class Journal:
             if project != ZERO:
                 header = entry.header
                 self._db.execute(
-                    "INSERT OR REPLACE INTO feed VALUES (?, ?, ?, ?, ?, 0)",
-                    (project, header.nonce, header.seq, entry.id, header.time),
+                    "INSERT OR REPLACE INTO feed (project, nonce, seq, head, time, boot)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    (project, header.nonce, header.seq, entry.id, header.time, self._boot),
                 )
 
     def _close_feeds(self) -> None:

@@ -221,18 +221,28 @@ class Reader:
     def forked(self, project: bytes) -> frozenset[bytes]:
         """Authors with a proven fork in this project: their results weigh nothing.
 
-        A vouch that is later than both histories says that a maintainer trusts the key again.
+        A vouch that is later than every `fork` entry about them says that a maintainer
+        trusts the key again. Until an entry tells of a fork, its own headers' times stand in.
         """
         state = self.project(project)
         vouched = {} if state is None else state.vouched
-        rows = self._db.execute(
-            "SELECT author, first, second FROM fork_evidence WHERE project = ?", (project,)
-        )
-        return frozenset(
-            author
-            for author, first, second in rows
-            if vouched.get(author, -1) <= max(unpack_header(first).time, unpack_header(second).time)
-        )
+        told: dict[tuple[bytes, bytes], int] = {}
+        for author, nonce, time in self._db.execute(
+            "SELECT told.author, told.nonce, max(entry.time) FROM fork_told AS told"
+            " JOIN entry USING (arrival) JOIN feed USING (feed) WHERE told.project = ?"
+            " AND (forked_at IS NULL OR entry.seq < forked_at) GROUP BY told.author, told.nonce",
+            (project,),
+        ):
+            told[author, nonce] = time
+        since: dict[bytes, int] = {}
+        for author, nonce, first, second in self._db.execute(
+            "SELECT author, nonce, first, second FROM fork_evidence WHERE project = ?", (project,)
+        ):
+            time = told.get((author, nonce))
+            if time is None:
+                time = max(unpack_header(first).time, unpack_header(second).time)
+            since[author] = max(time, since.get(author, 0))
+        return frozenset(a for a, time in since.items() if vouched.get(a, -1) <= time)
 
     def cells(self, job: JobRow, policy: ReaderPolicy) -> list[CellRow]:
         """Every cell of a job, in the matrix's order, with verdict and outcomes."""

@@ -49,6 +49,16 @@ CREATE TABLE IF NOT EXISTS fork_evidence (
     PRIMARY KEY (project, author, nonce, seq)
 ) WITHOUT ROWID;
 
+-- Which forks the `fork` entries here tell of: the place that their two headers are for.
+CREATE TABLE IF NOT EXISTS fork_told (
+    project BLOB NOT NULL,
+    author BLOB NOT NULL,
+    nonce BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    arrival INTEGER NOT NULL REFERENCES entry,
+    PRIMARY KEY (project, author, nonce, seq, arrival)
+) WITHOUT ROWID;
+
 CREATE TABLE IF NOT EXISTS project (
     project BLOB PRIMARY KEY,
     name TEXT NOT NULL,
@@ -107,6 +117,41 @@ CREATE TABLE IF NOT EXISTS result (
     PRIMARY KEY (job, cell, author, arrival)
 ) WITHOUT ROWID;
 
+-- Tests that failed or erred, a row for each run of one: the names that its result entry
+-- gives, and with their messages once the run's list of tests is here.
+CREATE TABLE IF NOT EXISTS failure (
+    failure INTEGER PRIMARY KEY,
+    arrival INTEGER NOT NULL REFERENCES entry,
+    job BLOB NOT NULL,
+    cell BLOB NOT NULL,
+    test TEXT NOT NULL,
+    message TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS failure_arrival ON failure (arrival);
+
+-- Full-text search: SELECT * FROM failures WHERE failure IN
+-- (SELECT rowid FROM failure_text WHERE failure_text MATCH 'timeout').
+CREATE VIRTUAL TABLE IF NOT EXISTS failure_text USING fts5 (
+    test, message, content = 'failure', content_rowid = 'failure'
+);
+CREATE TRIGGER IF NOT EXISTS failure_said AFTER INSERT ON failure BEGIN
+    INSERT INTO failure_text (rowid, test, message) VALUES (new.failure, new.test, new.message);
+END;
+CREATE TRIGGER IF NOT EXISTS failure_unsaid AFTER DELETE ON failure BEGIN
+    INSERT INTO failure_text (failure_text, rowid, test, message)
+    VALUES ('delete', old.failure, old.test, old.message);
+END;
+
+-- The blobs that are here and what they are for; "kept" is when each came (ms).
+CREATE TABLE IF NOT EXISTS blob (
+    hash BLOB PRIMARY KEY,
+    size INTEGER NOT NULL,
+    role TEXT NOT NULL,
+    job BLOB NOT NULL,
+    failing INTEGER NOT NULL,
+    kept INTEGER NOT NULL
+) WITHOUT ROWID;
+
 CREATE VIEW IF NOT EXISTS projects AS
 SELECT lower(hex(project)) AS project, name, url,
        (SELECT count(*) FROM job WHERE job.project = project.project) AS jobs,
@@ -156,3 +201,20 @@ SELECT author.peer_id AS volunteer, count(*) AS results,
        sum(result.state = 'completed') AS completed, sum(result.state = 'broken') AS broken,
        sum(result.total) AS tests
 FROM result JOIN author USING (author) GROUP BY result.author;
+
+CREATE VIEW IF NOT EXISTS failures AS
+SELECT failure.failure, project.name AS project, job.title AS job, job."commit", cell.python,
+       cell.services, cell.factors, author.peer_id AS volunteer, failure.test, failure.message,
+       datetime(entry.time / 1000, 'unixepoch') AS time
+FROM failure JOIN entry USING (arrival) JOIN feed USING (feed)
+JOIN author ON author.author = feed.author
+LEFT JOIN project ON project.project = feed.project
+LEFT JOIN job ON job.job = failure.job
+LEFT JOIN cell ON cell.job = failure.job AND cell.cell = failure.cell;
+
+CREATE VIEW IF NOT EXISTS forks AS
+SELECT project.name AS project, author.peer_id AS author, lower(hex(evidence.nonce)) AS feed,
+       evidence.seq, (SELECT count(*) FROM fork_told AS told WHERE told.project = evidence.project
+                      AND told.author = evidence.author AND told.nonce = evidence.nonce) AS entries
+FROM fork_evidence AS evidence LEFT JOIN author ON author.key = evidence.author
+LEFT JOIN project ON project.project = evidence.project;

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -38,6 +38,7 @@ from ponyswarm.ledger.chain import (
     Refused,
     judge,
 )
+from ponyswarm.ledger.retention import Held
 from ponyswarm.matrix import cells
 from ponyswarm.messages import (
     BAD_STATUSES,
@@ -250,8 +251,16 @@ class Store:
                 self._keep_withdrawal(state, entry, payload, disputed=disputed)
             case Result():
                 self._keep_result(payload, author, arrival)
+                if payload.bad and arrival is not None:
+                    names = [(test, "") for test in payload.bad]
+                    self._keep_failures(arrival, payload.job, payload.cell, names)
             case Fork():
                 if evidence is not None:
+                    place = evidence[0].header
+                    self._db.execute(
+                        "INSERT INTO fork_told VALUES (?, ?, ?, ?, ?)",
+                        (project, place.author, place.nonce, place.seq, arrival),
+                    )
                     self._keep_evidence(project, *evidence)
             case _:
                 pass
@@ -325,6 +334,61 @@ class Store:
                 result.seconds,
             ),
         )
+
+    def _keep_failures(
+        self, arrival: int, job: bytes, cell: bytes, failures: Iterable[tuple[str, str]]
+    ) -> None:
+        self._db.executemany(
+            "INSERT INTO failure (arrival, job, cell, test, message) VALUES (?, ?, ?, ?, ?)",
+            [(arrival, job, cell, test, message) for test, message in failures],
+        )
+
+    def explain(self, result: bytes, failures: Sequence[tuple[str, str]]) -> None:
+        """Keep (test, message) of a result whose list of tests arrived, for full-text search."""
+        row = self._db.execute(
+            "SELECT arrival, frame FROM entry WHERE prefix = ? AND id = ?",
+            (id_prefix(result), result),
+        ).fetchone()
+        payload = None if row is None else decode_payload(decode_frame(row[1]))
+        if not isinstance(payload, Result):
+            return
+        with transaction(self._db):
+            self._db.execute("DELETE FROM failure WHERE arrival = ?", (row[0],))
+            self._keep_failures(row[0], payload.job, payload.cell, failures)
+
+    def keep_blob(self, blob: Held) -> None:
+        """Note what a blob that is here is for."""
+        with transaction(self._db):
+            self._db.execute(
+                "INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?, ?, ?)",
+                (blob.hash, blob.size, blob.role, blob.job, blob.failing, blob.kept),
+            )
+
+    def drop_blobs(self, hashes: Iterable[bytes]) -> None:
+        """Forget blobs that are here no more."""
+        with transaction(self._db):
+            self._db.executemany("DELETE FROM blob WHERE hash = ?", [(hash_,) for hash_ in hashes])
+
+    def blobs(self) -> list[Held]:
+        """What is noted of the blobs that are here, with how new their jobs are."""
+        rows = self._db.execute(
+            "SELECT hash, size, role, blob.job, failing, kept, ifnull(expires, 0), announced IS NOT"
+            " NULL AND announced = (SELECT max(announced) FROM job AS other"
+            " WHERE other.project = job.project) FROM blob LEFT JOIN job USING (job)"
+        )
+        return [
+            Held(
+                hash=row[0],
+                size=row[1],
+                role=row[2],
+                job=row[3],
+                failing=bool(row[4]),
+                kept=row[5],
+                expires=row[6],
+                latest=bool(row[7]),
+            )
+            for row in rows
+        ]
 
     def _is_disputed(self, feed: int, seq: int) -> bool:
         forked = self._db.execute("SELECT forked_at FROM feed WHERE feed = ?", (feed,)).fetchone()[
@@ -472,6 +536,15 @@ class Store:
             marks[FeedRef(key, nonce, bool(genesis))] = mark
         return marks
 
+    def heads(self, author: bytes) -> list[Entry]:
+        """The last entry of each feed of an author."""
+        rows = self._db.execute(
+            "SELECT frame FROM feed JOIN author USING (author) JOIN entry USING (feed)"
+            " WHERE key = ? AND seq = height - 1",
+            (author,),
+        )
+        return [decode_frame(frame) for (frame,) in rows]
+
     def segment(self, project: bytes, ref: FeedRef, start: int, most: int) -> list[bytes]:
         """Frames of a feed from seq ``start`` on, as many as fit in ``most`` bytes."""
         frames: list[bytes] = []
@@ -515,6 +588,23 @@ class Store:
         if row is None:
             return None
         return Fork(first=row[0], first_signature=row[1], second=row[2], second_signature=row[3])
+
+    def untold_forks(self, project: bytes) -> list[Fork]:
+        """Proofs of forks here that no `fork` entry in an undisputed place tells of."""
+        rows = self._db.execute(
+            "SELECT first, first_signature, second, second_signature FROM fork_evidence AS e"
+            " WHERE project = ?1 AND NOT EXISTS (SELECT 1 FROM fork_evidence AS o WHERE"
+            " o.project = ?1 AND o.author = e.author AND o.nonce = e.nonce AND o.seq < e.seq)"
+            " AND NOT EXISTS (SELECT 1 FROM fork_told AS t JOIN entry USING (arrival)"
+            " JOIN feed USING (feed) WHERE t.project = ?1 AND t.author = e.author"
+            " AND t.nonce = e.nonce AND t.seq <= e.seq"
+            " AND (forked_at IS NULL OR entry.seq < forked_at))",
+            (project,),
+        )
+        return [
+            Fork(first=row[0], first_signature=row[1], second=row[2], second_signature=row[3])
+            for row in rows
+        ]
 
 
 def forked_mark(last: bytes) -> bytes:

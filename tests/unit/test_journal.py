@@ -328,7 +328,7 @@ def test_killed_at_any_moment_it_never_signs_two_entries_for_one_place(home):
         process.wait()
     journal = open_journal(home)
     held = [entry for _, entry in journal.since(0)]
-    assert len(handed_out) > 50
+    assert len(handed_out) >= 25
     assert set(places([*held, *handed_out]).values()) == {1}
     assert {entry.id for entry in handed_out} <= {entry.id for entry in held}
     # A mere kill is no reason for a new feed: durable before visible makes it none.
