@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+from swarm_lab import kill
 
 from ponyswarm import keys
 from ponyswarm.demo import Member, Swarm, open_swarm
@@ -29,14 +29,6 @@ def swarm() -> Iterator[Swarm]:
 
 def key(member: Member) -> bytes:
     return keys.load(member.home.key).public
-
-
-def kill(member: Member) -> None:
-    assert member.process is not None
-    member.process.send_signal(signal.SIGKILL)
-    member.process.wait()
-    member.process = None
-    member.home.status.unlink(missing_ok=True)
 
 
 def connected(swarm: Swarm, member: Member, count: int) -> None:
