@@ -356,6 +356,8 @@ class Entry:
     id: bytes
     signature: bytes
     frame: bytes
+    # What the payload says, where decoding the frame gave it; `codec.decode_payload` asks it.
+    said: Payload | None = field(default=None, compare=False, repr=False)
 
     @property
     def payload(self) -> bytes:

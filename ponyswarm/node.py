@@ -21,13 +21,23 @@ from functools import partial
 import trio
 
 from ponyswarm.codec import (
-    decode_entry,
+    check_segment,
     decode_gossip,
     decode_payload,
 )
 from ponyswarm.errors import InfraError, PeerError
+from ponyswarm.frontier import Frontier
 from ponyswarm.keys import SecretKey, peer_id
-from ponyswarm.ledger.chain import Accept, Diverges, Duplicate, Early, Forked, Gap, Refused
+from ponyswarm.ledger.chain import (
+    Accept,
+    Diverges,
+    Duplicate,
+    Early,
+    Forked,
+    Gap,
+    Judgement,
+    Refused,
+)
 from ponyswarm.ledger.journal import Journal
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import (
@@ -257,10 +267,10 @@ class Node:
     async def _serve_blob(self, stream: blob_protocol.Stream) -> None:
         await blob_protocol.serve(stream, self.blobs)
 
-    def _frontier(self, project: bytes) -> sync.Frontier | None:
+    def _frontier(self, project: bytes) -> Frontier | None:
         if project not in self.protocol.followed:
             return None
-        return self.store.frontier(project)
+        return self.store.live_frontier(project)
 
     # --- loops ------------------------------------------------------------------------------
 
@@ -410,15 +420,23 @@ class Node:
         self, entries: Sequence[Entry], peer: bytes, now: int
     ) -> tuple[int, list[Effect]]:
         """Append entries of one peer; how many were new, and what follows from it."""
-        effects: list[Effect] = []
-        new = 0
+        self._look_for_own(entries)
+        return self._judged(entries, self.store.append_all(entries, now), peer, now)
+
+    def _look_for_own(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
             if entry.header.author == self.key.public and self.journal.seen(entry):
                 log.warning(
                     "an entry of our own key came from elsewhere: a copy of this home runs, or it "
                     "was restored from a backup; we go on in a new feed"
                 )
-        for entry, judgement in zip(entries, self.store.append_all(entries, now), strict=True):
+
+    def _judged(
+        self, entries: Sequence[Entry], judgements: Sequence[Judgement], peer: bytes, now: int
+    ) -> tuple[int, list[Effect]]:
+        effects: list[Effect] = []
+        new = 0
+        for entry, judgement in zip(entries, judgements, strict=True):
             match judgement:
                 case Accept():
                     new += 1
@@ -551,16 +569,21 @@ class Node:
     async def open_stream(self, protocol: str, peer: bytes) -> blob_protocol.Stream:
         return await self.network.open(peer, protocol)
 
-    async def _take(self, project: bytes, frames: tuple[bytes, ...], peer: bytes) -> int:
+    async def _take(self, project: bytes, segments: Sequence[Sequence[Entry]], peer: bytes) -> int:
         new = 0
-        for start in range(0, len(frames), 64):
-            entries = [decode_entry(frame) for frame in frames[start : start + 64]]
-            if any(entry.namespace != project for entry in entries):
+        for segment in segments:
+            if any(entry.namespace != project for entry in segment):
                 raise PeerError("wrong-project")
-            fresh, effects = self._admit_all(entries, peer, now_ms())
+            check_segment(segment)
+            self._look_for_own(segment)
+            await trio.lowlevel.checkpoint()
+        now = now_ms()
+        for segment, judged in zip(
+            segments, self.store.append_segments(segments, now), strict=True
+        ):
+            fresh, effects = self._judged(segment, judged, peer, now)
             new += fresh
             await self.perform(effects)
-            await trio.lowlevel.checkpoint()
         return new
 
     # --- runs ---------------------------------------------------------------------------------

@@ -23,6 +23,10 @@ CREATE TABLE IF NOT EXISTS feed (
 );
 
 -- "prefix" is the first 8 bytes of the id as a signed integer: a short index finds any id.
+-- "auth" says how the entry is known to be its author's. 1: its own signature was checked.
+-- 0: a later entry of its feed, whose signature was checked, commits to it; its own is
+-- checked when there is time. 2: as 0, but its own signature is junk: it stands in its feed
+-- and is never quoted alone.
 CREATE TABLE IF NOT EXISTS entry (
     arrival INTEGER PRIMARY KEY,
     feed INTEGER NOT NULL REFERENCES feed,
@@ -30,11 +34,13 @@ CREATE TABLE IF NOT EXISTS entry (
     kind INTEGER NOT NULL,
     time INTEGER NOT NULL,
     prefix INTEGER NOT NULL,
+    auth INTEGER NOT NULL,
     id BLOB NOT NULL,
     frame BLOB NOT NULL,
     UNIQUE (feed, seq)
 );
 CREATE INDEX IF NOT EXISTS entry_prefix ON entry (prefix);
+CREATE INDEX IF NOT EXISTS entry_unchecked ON entry (arrival) WHERE auth = 0;
 
 -- The two signed headers that prove a fork, kept even before the feed itself is known.
 CREATE TABLE IF NOT EXISTS fork_evidence (
@@ -174,7 +180,8 @@ SELECT project.name AS project, job.title AS job, cell.python, cell.services, ce
        result.passed, result.failed, result.skipped, result.total,
        result.environment, round(result.seconds, 2) AS seconds,
        lower(hex(result.digest)) AS digest,
-       feed.forked_at IS NOT NULL AND entry.seq >= feed.forked_at AS disputed
+       feed.forked_at IS NOT NULL AND entry.seq >= feed.forked_at AS disputed,
+       CASE entry.auth WHEN 1 THEN 'own' WHEN 0 THEN 'chain' ELSE 'junk' END AS auth
 FROM result JOIN author ON author.author = result.author
 JOIN entry USING (arrival) JOIN feed USING (feed)
 LEFT JOIN cell ON cell.job = result.job AND cell.cell = result.cell
@@ -193,7 +200,8 @@ SELECT entry.arrival, lower(hex(entry.id)) AS id,
             WHEN 4 THEN 'commit' WHEN 5 THEN 'result' WHEN 6 THEN 'vouch' WHEN 7 THEN 'revoke'
             WHEN 8 THEN 'fork' WHEN 9 THEN 'checkpoint' ELSE 'kind ' || entry.kind END AS kind,
        author.peer_id AS author, project.name AS project, entry.seq,
-       datetime(entry.time / 1000, 'unixepoch') AS time, length(entry.frame) AS bytes
+       datetime(entry.time / 1000, 'unixepoch') AS time, length(entry.frame) AS bytes,
+       CASE entry.auth WHEN 1 THEN 'own' WHEN 0 THEN 'chain' ELSE 'junk' END AS auth
 FROM entry JOIN feed USING (feed) JOIN author USING (author) LEFT JOIN project USING (project);
 
 CREATE VIEW IF NOT EXISTS volunteers AS

@@ -1,9 +1,11 @@
 """The only writer of the ledger: one append, one transaction, views kept with it.
 
-What comes in is authentic (`codec.decode_entry` checked the signature) and of a project
-that this node follows. `Store.append` judges it against its feed (`chain.judge`) and its
-author's rights (`policy.refusal`), and inserts frame and derived rows together or not at
-all. Nothing is ever updated but feed heads and derived rows; frames stay as received.
+What comes in is authentic (`codec.decode_entry` checked its signature, or
+`codec.check_segment` that of a later entry which commits to it) and of a project that this
+node follows. `Store` judges it against its feed (`chain.judge`) and its author's rights
+(`policy.refusal`), and inserts frame and derived rows together or not at all. Nothing is
+ever updated but feed heads, derived rows and what is known of a signature; frames stay as
+received.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -23,14 +28,14 @@ from ponyswarm.codec import (
     decode_frame,
     decode_payload,
     decode_signed_header,
+    is_authentic,
 )
 from ponyswarm.errors import InfraError, LocalError, PeerError
+from ponyswarm.frontier import Frontier
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import (
     Accept,
-    Diverges,
     Duplicate,
-    Early,
     Forked,
     Gap,
     Head,
@@ -49,6 +54,7 @@ from ponyswarm.messages import (
     FeedRef,
     Fork,
     Kind,
+    Payload,
     Project,
     Result,
     Revoke,
@@ -65,6 +71,11 @@ MAX_FEEDS_PER_AUTHOR = 32
 
 # What one author may make others keep in one project. A feed is then a valid prefix.
 MAX_BYTES_PER_FEED = 64 << 20
+
+# Feeds whose heads are kept in memory between two appends.
+MAX_KEPT_FEEDS = 65_536
+
+SCHEMA = resources.files("ponyswarm.ledger").joinpath("schema.sql").read_text("utf-8")
 
 _FORKED_DOMAIN = b"ponyswarm/forked/v1\0"
 
@@ -111,6 +122,37 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         ) from fault
 
 
+class Auth(IntEnum):
+    """How an entry is known to be its author's (the column ``auth``)."""
+
+    CHAIN = 0
+    OWN = 1
+    JUNK = 2
+
+
+@dataclass(slots=True)
+class _Feed:
+    """A row of ``feed`` as it will be when the transaction ends."""
+
+    feed: int
+    author: int
+    project: bytes
+    ref: FeedRef
+    height: int
+    head: bytes
+    head_time: int
+    size: int
+    forked_at: int | None
+
+
+class _CutShort(Exception):
+    """A segment's entries from ``length`` on may not stay: nothing here vouches for them."""
+
+    def __init__(self, which: int, length: int) -> None:
+        self.which = which
+        self.length = length
+
+
 class Store:
     """The ledger of one home, opened for writing."""
 
@@ -118,18 +160,28 @@ class Store:
         """``budget`` bounds the database in bytes; above it only maintainers are heard."""
         self._budget = budget
         self._db = connect(path, synchronous="NORMAL")
+        self._db.execute("PRAGMA cache_size = -32768")
+        self._db.execute("PRAGMA wal_autocheckpoint = 4000")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise LocalError(
                 f"{path} was written by a later PonySwarm (schema {version}): update this one"
             )
-        schema = resources.files("ponyswarm.ledger").joinpath("schema.sql").read_text("utf-8")
-        self._db.executescript(schema)
+        self._db.executescript(SCHEMA)
         self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         self._page_size: int = self._db.execute("PRAGMA page_size").fetchone()[0]
-        self._authors: dict[bytes, int] = {}
-        self._states: dict[bytes, ProjectState | None] = {}
         self._seen_version = -1
+        # What the tables say, kept while nobody else writes.
+        self._states: dict[bytes, ProjectState | None] = {}
+        self._feeds: dict[tuple[bytes, FeedRef], _Feed] = {}
+        self._frontiers: dict[bytes, Frontier] = {}
+        # Rows of the transaction that is open, written together by `_flush`.
+        self._touched: dict[int, _Feed] = {}
+        self._entry_rows: list[tuple[object, ...]] = []
+        self._result_rows: list[tuple[object, ...]] = []
+        self._failure_rows: list[tuple[object, ...]] = []
+        self._arrival = 0
+        self._full = False
 
     def close(self) -> None:
         self._db.close()
@@ -137,7 +189,7 @@ class Store:
     # --- writing --------------------------------------------------------------------
 
     def append(self, entry: Entry, now: int) -> Judgement:
-        """Judge one authentic entry and keep it if it is the next of its feed."""
+        """Judge one entry whose own signature was checked; keep it if it is the next."""
         return self.append_all([entry], now)[0]
 
     def append_all(self, entries: Sequence[Entry], now: int) -> list[Judgement]:
@@ -145,93 +197,247 @@ class Store:
 
         Raises `InfraError` (and keeps none of them) when the disk does not take them.
         """
+        with self._writing():
+            return [self._append(entry, now, Auth.OWN) for entry in entries]
+
+    def append_segment(self, entries: Sequence[Entry], now: int) -> list[Judgement]:
+        """`append_segments` for one."""
+        return self.append_segments([entries], now)[0]
+
+    def append_segments(
+        self, segments: Sequence[Sequence[Entry]], now: int
+    ) -> list[list[Judgement]]:
+        """Append consecutive entries of feeds, each segment vouched for by its last entry.
+
+        The caller checked that each entry's prev is the id before, and the last one's own
+        signature (`codec.unpack_segment`, `codec.check_segment`). The others are kept as
+        `Auth.CHAIN`. A segment that is not taken whole ends at an entry whose own signature
+        holds, so that what is kept can always be proved and given on. One transaction.
+        """
+        cuts: dict[int, int] = {}
+        while True:
+            try:
+                with self._writing():
+                    return [
+                        self._append_segment(which, entries, cuts.get(which), now)
+                        for which, entries in enumerate(segments)
+                    ]
+            except _CutShort as cut:
+                cuts[cut.which] = cut.length
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction; what is kept in memory is what the tables say after it."""
         try:
             with transaction(self._db):
-                return [self._append(entry, now) for entry in entries]
+                self._refresh()
+                if len(self._feeds) > MAX_KEPT_FEEDS:
+                    self._feeds.clear()
+                self._arrival = self.count()
+                self._full = self._is_full()
+                yield
+                self._flush()
         except BaseException:
-            self._authors.clear()
-            self._states.clear()
+            self._forget()
             raise
+        for feed in self._touched.values():
+            frontier = self._frontiers.get(feed.project)
+            if frontier is not None:
+                self._mark(frontier, feed)
+        self._touched.clear()
 
-    def _append(self, entry: Entry, now: int) -> Judgement:
-        ref = entry.feed
+    def _forget(self) -> None:
+        self._entry_rows.clear()
+        self._result_rows.clear()
+        self._failure_rows.clear()
+        self._touched.clear()
+        self._feeds.clear()
+        self._states.clear()
+        self._frontiers.clear()
+
+    def _refresh(self) -> None:
+        """Forget what is kept in memory when another process of this home wrote meanwhile."""
+        version = self._db.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._seen_version:
+            self._forget()
+            self._seen_version = version
+
+    def _flush(self) -> None:
+        """Write the rows that wait; whoever reads these tables calls it first."""
+        if self._entry_rows:
+            self._db.executemany(
+                "INSERT INTO entry (arrival, feed, seq, kind, time, prefix, auth, id, frame)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                self._entry_rows,
+            )
+            self._entry_rows.clear()
+            self._db.executemany(
+                "UPDATE feed SET height = ?, head = ?, head_time = ?, bytes = ? WHERE feed = ?",
+                [
+                    (feed.height, feed.head, feed.head_time, feed.size, feed.feed)
+                    for feed in self._touched.values()
+                ],
+            )
+        if self._result_rows:
+            self._db.executemany(
+                "INSERT OR IGNORE INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                self._result_rows,
+            )
+            self._result_rows.clear()
+        if self._failure_rows:
+            self._db.executemany(
+                "INSERT INTO failure (arrival, job, cell, test, message) VALUES (?, ?, ?, ?, ?)",
+                self._failure_rows,
+            )
+            self._failure_rows.clear()
+
+    def _append_segment(
+        self, which: int, entries: Sequence[Entry], cut: int | None, now: int
+    ) -> list[Judgement]:
+        judgements: list[Judgement] = []
+        last = len(entries) - 1
+        accepted = -1
+        for at, entry in enumerate(entries[:cut]):
+            judgement = self._append(entry, now, Auth.OWN if at == last else Auth.CHAIN)
+            judgements.append(judgement)
+            match judgement:
+                case Accept():
+                    accepted = at
+                case Duplicate():
+                    pass
+                case Forked() if not self._is_proven(entry):
+                    # The signature of one of the two is junk; a later place may prove it.
+                    pass
+                case _:
+                    break
+        if 0 <= accepted < last:
+            if not is_authentic(entries[accepted]):
+                stands = accepted
+                while stands and not is_authentic(entries[stands - 1]):
+                    stands -= 1
+                raise _CutShort(which, stands)
+            self._flush()
+            self._db.execute(
+                "UPDATE entry SET auth = ? WHERE prefix = ? AND id = ?",
+                (Auth.OWN, id_prefix(entries[accepted].id), entries[accepted].id),
+            )
+        end = judgements[-1] if judgements else Gap(entries[0].header.seq)
+        return judgements + [end] * (len(entries) - len(judgements))
+
+    def _is_proven(self, entry: Entry) -> bool:
+        feed = self._feed(entry.namespace, entry.feed)
+        return feed is not None and self._is_disputed(feed, entry.header.seq)
+
+    def _append(self, entry: Entry, now: int, auth: Auth) -> Judgement:
         project = entry.namespace
-        row = self._db.execute(
-            "SELECT feed, height, head, head_time FROM feed JOIN author USING (author)"
-            " WHERE project = ? AND key = ? AND nonce = ? AND genesis = ?",
-            (project, ref.author, ref.nonce, ref.genesis),
-        ).fetchone()
-        head = None if row is None else Head(row[1] - 1, row[2], row[3])
-        held = None
-        if row is not None and entry.header.seq < row[1]:
-            held = self._db.execute(
-                "SELECT id FROM entry WHERE feed = ? AND seq = ?", (row[0], entry.header.seq)
-            ).fetchone()[0]
-        judgement = judge(entry, head, held, now)
-        match judgement:
-            case Accept():
-                return self._accept(entry, project, None if row is None else row[0])
-            case Forked(seq):
-                other = self._db.execute(
-                    "SELECT frame FROM entry WHERE feed = ? AND seq = ?", (row[0], seq)
-                ).fetchone()[0]
-                self._keep_evidence(project, _half(decode_frame(other)), _half(entry))
-                return judgement
-            case Duplicate() | Gap() | Diverges() | Early() | Refused():
-                return judgement
+        feed = self._feed(project, entry.feed)
+        head = held = None
+        if feed is not None:
+            head = Head(feed.height - 1, feed.head, feed.head_time)
+            if entry.header.seq < feed.height:
+                held = self._held(feed, entry.header.seq)
+        judgement = judge(entry, head, None if held is None else held.id, now)
+        if isinstance(judgement, Accept):
+            return self._accept(entry, project, feed, auth)
+        # Only signed headers prove a fork; a link in a chain may have a junk signature.
+        if held is not None and held.id != entry.id and is_authentic(held) and is_authentic(entry):
+            self._keep_evidence(project, _half(held), _half(entry))
+        return judgement
 
-    def _accept(self, entry: Entry, project: bytes, feed: int | None) -> Judgement:
+    def _feed(self, project: bytes, ref: FeedRef) -> _Feed | None:
+        found = self._feeds.get((project, ref))
+        if found is None:
+            row = self._db.execute(
+                "SELECT feed, author, height, head, head_time, bytes, forked_at FROM feed"
+                " JOIN author USING (author)"
+                " WHERE project = ? AND key = ? AND nonce = ? AND genesis = ?",
+                (project, ref.author, ref.nonce, ref.genesis),
+            ).fetchone()
+            if row is not None:
+                feed, author, *facts = row
+                found = self._feeds[project, ref] = _Feed(feed, author, project, ref, *facts)
+        return found
+
+    def _held(self, feed: _Feed, seq: int) -> Entry:
+        self._flush()
+        row = self._db.execute(
+            "SELECT frame FROM entry WHERE feed = ? AND seq = ?", (feed.feed, seq)
+        ).fetchone()
+        if row is None:
+            raise InfraError(
+                f"the ledger lacks entry {seq} of a feed of {feed.height}: it is damaged; "
+                "'ponyswarm fsck --repair' mends it"
+            )
+        return decode_frame(row[0])
+
+    def _accept(self, entry: Entry, project: bytes, feed: _Feed | None, auth: Auth) -> Judgement:
         try:
             payload = decode_payload(entry)
-            job_cells = cells(payload.spec) if isinstance(payload, Announce) else ()
-            evidence = _evidence(payload, entry) if isinstance(payload, Fork) else None
+            if isinstance(payload, Announce):
+                cells(payload.spec)
+            elif isinstance(payload, Fork):
+                _evidence(payload, entry)
         except PeerError as fault:
             return Refused(fault.reason)
-        state = self.state(project)
+        state = self._state(project)
         reason = refusal(state, entry, payload)
         if reason is not None:
             return Refused(reason)
-        if self._is_full() and not (
-            state is None or state.may_announce(entry.header.author, entry.header.time)
-        ):
+        header = entry.header
+        if self._full and not (state is None or state.may_announce(header.author, header.time)):
             return Refused("ledger-full")
-        author = self._author(entry.header.author)
         if feed is None:
             opened = self._db.execute(
-                "SELECT count(*) FROM feed WHERE project = ? AND author = ?", (project, author)
+                "SELECT count(*) FROM feed JOIN author USING (author)"
+                " WHERE project = ? AND key = ?",
+                (project, header.author),
             ).fetchone()[0]
             if opened >= MAX_FEEDS_PER_AUTHOR:
                 return Refused("too-many-feeds")
-            feed = self._open_feed(entry, project, author)
-        header = entry.header
-        updated = self._db.execute(
-            "UPDATE feed SET height = ?, head = ?, head_time = ?, bytes = bytes + ?"
-            " WHERE feed = ? AND bytes <= ?",
-            (header.seq + 1, entry.id, header.time, len(entry.frame), feed, MAX_BYTES_PER_FEED),
-        ).rowcount
-        if not updated:
+            feed = self._open_feed(entry, project)
+        elif feed.size > MAX_BYTES_PER_FEED:
             return Refused("feed-too-large")
-        arrival = self._db.execute(
-            "INSERT INTO entry (feed, seq, kind, time, prefix, id, frame)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        self._keep(entry, payload, feed, auth)
+        return Accept()
+
+    def _keep(self, entry: Entry, payload: Payload | None, feed: _Feed, auth: Auth) -> None:
+        """Write an entry that may stay, and every row that is derived from it."""
+        header, project = entry.header, feed.project
+        self._arrival += 1
+        arrival = self._arrival
+        self._entry_rows.append(
             (
-                feed,
+                arrival,
+                feed.feed,
                 header.seq,
                 header.kind,
                 header.time,
                 id_prefix(entry.id),
+                auth,
                 entry.id,
                 entry.frame,
-            ),
-        ).lastrowid
+            )
+        )
+        feed.height = header.seq + 1
+        feed.head = entry.id
+        feed.head_time = header.time
+        feed.size += len(entry.frame)
+        self._touched[feed.feed] = feed
+        if isinstance(payload, Result):
+            self._result_rows.append(_result_row(payload, feed.author, arrival))
+            self._failure_rows += [
+                (arrival, payload.job, payload.cell, test, "") for test in payload.bad
+            ]
+            return
         disputed = self._is_disputed(feed, header.seq)
+        state = self._state(project)
         if not disputed:
             self._states[project] = advance(state, entry, payload)
         match payload:
             case Project() | Vouch() | Revoke():
                 self._rights_changed(project)
             case Announce():
-                self._keep_job(entry, payload, author)
+                self._keep_job(entry, payload, feed.author)
                 self._db.executemany(
                     "INSERT OR IGNORE INTO cell VALUES (?, ?, ?, ?, ?, ?)",
                     [
@@ -243,28 +449,22 @@ class Store:
                             " ".join(cell.services),
                             " ".join(f"{name}={value}" for name, value in cell.factors),
                         )
-                        for position, cell in enumerate(job_cells)
+                        for position, cell in enumerate(cells(payload.spec))
                     ],
                 )
                 self._keep_withdrawal(state, entry, payload, disputed=disputed)
             case Withdraw():
                 self._keep_withdrawal(state, entry, payload, disputed=disputed)
-            case Result():
-                self._keep_result(payload, author, arrival)
-                if payload.bad and arrival is not None:
-                    names = [(test, "") for test in payload.bad]
-                    self._keep_failures(arrival, payload.job, payload.cell, names)
             case Fork():
-                if evidence is not None:
-                    place = evidence[0].header
-                    self._db.execute(
-                        "INSERT INTO fork_told VALUES (?, ?, ?, ?, ?)",
-                        (project, place.author, place.nonce, place.seq, arrival),
-                    )
-                    self._keep_evidence(project, *evidence)
+                first, second = _evidence(payload, entry)
+                self._keep_evidence(project, first, second)
+                place = first.header
+                self._db.execute(
+                    "INSERT INTO fork_told VALUES (?, ?, ?, ?, ?)",
+                    (project, place.author, place.nonce, place.seq, arrival),
+                )
             case _:
                 pass
-        return Accept()
 
     def _is_full(self) -> bool:
         if self._budget is None:
@@ -272,30 +472,27 @@ class Store:
         pages = self._db.execute("PRAGMA page_count").fetchone()[0]
         return bool(pages * self._page_size > self._budget)
 
-    def _author(self, key: bytes) -> int:
-        if key not in self._authors:
-            self._db.execute(
-                "INSERT OR IGNORE INTO author (key, peer_id) VALUES (?, ?)", (key, peer_id(key))
-            )
-            self._authors[key] = self._db.execute(
-                "SELECT author FROM author WHERE key = ?", (key,)
-            ).fetchone()[0]
-        return self._authors[key]
-
-    def _open_feed(self, entry: Entry, project: bytes, author: int) -> int:
+    def _open_feed(self, entry: Entry, project: bytes) -> _Feed:
+        key, ref = entry.header.author, entry.feed
+        self._db.execute(
+            "INSERT OR IGNORE INTO author (key, peer_id) VALUES (?, ?)", (key, peer_id(key))
+        )
+        author = self._db.execute("SELECT author FROM author WHERE key = ?", (key,)).fetchone()[0]
         forked = self._db.execute(
             "SELECT min(seq) FROM fork_evidence WHERE project = ? AND author = ? AND nonce = ?"
             " AND NOT ?",
-            (project, entry.header.author, entry.header.nonce, entry.is_genesis),
+            (project, key, ref.nonce, ref.genesis),
         ).fetchone()[0]
         feed = self._db.execute(
             "INSERT INTO feed (author, project, genesis, nonce, height, bytes, head, head_time,"
             " forked_at) VALUES (?, ?, ?, ?, 0, 0, ?, 0, ?)",
-            (author, project, entry.is_genesis, entry.header.nonce, bytes(32), forked),
+            (author, project, ref.genesis, ref.nonce, bytes(32), forked),
         ).lastrowid
         if feed is None:
             raise InfraError("the ledger did not keep a new feed")
-        return feed
+        opened = _Feed(feed, author, project, ref, 0, bytes(32), 0, 0, forked)
+        self._feeds[project, ref] = opened
+        return opened
 
     def _keep_job(self, entry: Entry, announce: Announce, author: int) -> None:
         self._db.execute(
@@ -310,28 +507,6 @@ class Store:
                 entry.header.time,
                 announce.expires,
                 announce.spec.redundancy,
-            ),
-        )
-
-    def _keep_result(self, result: Result, author: int, arrival: int | None) -> None:
-        counts = result.counts
-        self._db.execute(
-            "INSERT OR IGNORE INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                result.job,
-                result.cell,
-                author,
-                arrival,
-                result.state,
-                result.reason,
-                counts.get(Status.PASSED, 0),
-                sum(counts.get(status, 0) for status in BAD_STATUSES),
-                counts.get(Status.SKIPPED, 0),
-                sum(counts.values()),
-                result.digest,
-                describe(result.environment),
-                comparable(result.environment),
-                result.seconds,
             ),
         )
 
@@ -352,7 +527,7 @@ class Store:
         payload = None if row is None else decode_payload(decode_frame(row[1]))
         if not isinstance(payload, Result):
             return
-        with transaction(self._db):
+        with self._writing():
             self._db.execute("DELETE FROM failure WHERE arrival = ?", (row[0],))
             self._keep_failures(row[0], payload.job, payload.cell, failures)
 
@@ -390,15 +565,14 @@ class Store:
             for row in rows
         ]
 
-    def _is_disputed(self, feed: int, seq: int) -> bool:
-        forked = self._db.execute("SELECT forked_at FROM feed WHERE feed = ?", (feed,)).fetchone()[
-            0
-        ]
-        return forked is not None and seq >= forked
+    @staticmethod
+    def _is_disputed(feed: _Feed, seq: int) -> bool:
+        return feed.forked_at is not None and seq >= feed.forked_at
 
     def _rights_changed(self, project: bytes) -> None:
         """Derive again what rests on the project's rights: its record and what ends its jobs."""
-        state = self.state(project)
+        self._flush()
+        state = self._state(project)
         if state is None:
             return
         record = state.record
@@ -442,6 +616,7 @@ class Store:
 
     def _keep_evidence(self, project: bytes, first: SignedHeader, second: SignedHeader) -> None:
         # The halves are ordered by id, so that every node keeps the same row.
+        self._flush()
         low, high = sorted((first, second), key=lambda half: half.id)
         header = low.header
         earlier = self._db.execute(
@@ -474,18 +649,20 @@ class Store:
         )
         # What the author directed from there on has no force any more.
         self._states.pop(project, None)
+        self._feeds.clear()
+        self._frontiers.pop(project, None)
         self._rights_changed(project)
 
     # --- reading what the node needs ------------------------------------------------------
 
     def state(self, project: bytes) -> ProjectState | None:
         """The project's rights as its entries here give them; None when it is unknown."""
-        version = self._db.execute("PRAGMA data_version").fetchone()[0]
-        if version != self._seen_version:
-            # Another process of this home (a command) wrote meanwhile.
-            self._states.clear()
-            self._seen_version = version
+        self._refresh()
+        return self._state(project)
+
+    def _state(self, project: bytes) -> ProjectState | None:
         if project not in self._states:
+            self._flush()
             entries = [decode_frame(frame) for (frame,) in self._db.execute(RIGHTS, (project,))]
             self._states[project] = fold((entry, decode_payload(entry)) for entry in entries)
         return self._states[project]
@@ -511,55 +688,98 @@ class Store:
         return None
 
     def frontier(self, project: bytes) -> dict[FeedRef, FeedMark]:
-        """How far each feed of a project goes here. A forked one is the same for everybody.
+        """How far each feed of a project goes here, as it is now."""
+        return dict(self.live_frontier(project).items())
 
-        Its mark is made of the last entry that stands. Where two nodes know of the fork by
-        later entries only and hold different ones before, they find that by this.
+    def live_frontier(self, project: bytes) -> Frontier:
+        """How far each feed of a project goes here, kept up as entries come.
 
-        One that is forked from its first entry on is left out: nothing of it stands, and
-        who knows only the proof has no such feed.
+        A forked one is the same for everybody. Its mark is made of the last entry that
+        stands. Where two nodes know of the fork by later entries only and hold different
+        ones before, they find that by this. One that is forked from its first entry on is
+        left out: nothing of it stands, and who knows only the proof has no such feed.
         """
-        rows = self._db.execute(
-            "SELECT key, nonce, genesis, height, head, forked_at, feed FROM feed"
-            " JOIN author USING (author) WHERE project = ? AND ifnull(forked_at, 1) > 0",
-            (project,),
-        )
-        marks: dict[FeedRef, FeedMark] = {}
-        for key, nonce, genesis, height, head, forked_at, feed in rows.fetchall():
-            mark = FeedMark(height, head[:8])
-            if forked_at is not None:
-                stands = min(height, forked_at)
-                last = self._db.execute(
-                    "SELECT id FROM entry WHERE feed = ? AND seq = ?", (feed, stands - 1)
-                ).fetchone()[0]
-                mark = FeedMark(stands, forked_mark(last))
-            marks[FeedRef(key, nonce, bool(genesis))] = mark
-        return marks
+        self._refresh()
+        if project not in self._frontiers:
+            frontier = self._frontiers[project] = Frontier()
+            rows = self._db.execute(
+                "SELECT feed, author, key, nonce, genesis, height, head, head_time, bytes,"
+                " forked_at FROM feed JOIN author USING (author) WHERE project = ?",
+                (project,),
+            )
+            for feed, author, key, nonce, genesis, *facts in rows.fetchall():
+                ref = FeedRef(key, nonce, bool(genesis))
+                self._mark(frontier, _Feed(feed, author, project, ref, *facts))
+        return self._frontiers[project]
 
-    def heads(self, author: bytes) -> list[Entry]:
-        """The last entry of each feed of an author."""
-        rows = self._db.execute(
-            "SELECT frame FROM feed JOIN author USING (author) JOIN entry USING (feed)"
-            " WHERE key = ? AND seq = height - 1",
-            (author,),
-        )
-        return [decode_frame(frame) for (frame,) in rows]
+    def _mark(self, frontier: Frontier, feed: _Feed) -> None:
+        if feed.forked_at is None:
+            frontier.set(feed.ref, FeedMark(feed.height, feed.head[:8]))
+            return
+        stands = min(feed.height, feed.forked_at)
+        last = self._db.execute(
+            "SELECT id FROM entry WHERE feed = ? AND seq = ?", (feed.feed, stands - 1)
+        ).fetchone()
+        if last is None:
+            frontier.discard(feed.ref)
+        else:
+            frontier.set(feed.ref, FeedMark(stands, forked_mark(last[0])))
 
     def segment(self, project: bytes, ref: FeedRef, start: int, most: int) -> list[bytes]:
-        """Frames of a feed from seq ``start`` on, as many as fit in ``most`` bytes."""
+        """Frames of a feed from seq ``start`` on, about as many as fit in ``most`` bytes.
+
+        The last one's own signature was checked, so that it vouches for those before it to
+        whoever gets them; where no such one fits, they go on to the next.
+        """
         frames: list[bytes] = []
-        size = 0
-        for (frame,) in self._db.execute(
-            "SELECT frame FROM entry WHERE feed = (SELECT feed FROM feed JOIN author USING"
+        size = ends = 0
+        for frame, auth in self._db.execute(
+            "SELECT frame, auth FROM entry WHERE feed = (SELECT feed FROM feed JOIN author USING"
             " (author) WHERE project = ? AND key = ? AND nonce = ? AND genesis = ?)"
             " AND seq >= ? ORDER BY seq",
             (project, ref.author, ref.nonce, ref.genesis, start),
         ):
             size += len(frame)
-            if size > most:
+            if size > most and ends:
                 break
             frames.append(frame)
-        return frames
+            if auth == Auth.OWN:
+                ends = len(frames)
+        return frames[:ends]
+
+    def heads(self, key: bytes) -> list[Entry]:
+        """The last entry of each feed of a key."""
+        rows = self._db.execute(
+            "SELECT frame FROM feed JOIN author USING (author) JOIN entry USING (feed)"
+            " WHERE key = ? AND seq = height - 1",
+            (key,),
+        )
+        return [decode_frame(frame) for (frame,) in rows]
+
+    # --- signatures that were not checked yet ------------------------------------------
+
+    def auth(self, id_: bytes) -> Auth | None:
+        """How the entry of this id is known to be its author's; None when it is not held."""
+        row = self._db.execute(
+            "SELECT auth FROM entry WHERE prefix = ? AND id = ?", (id_prefix(id_), id_)
+        ).fetchone()
+        return None if row is None else Auth(row[0])
+
+    def unchecked(self, most: int) -> list[tuple[int, bytes]]:
+        """(arrival, header and signature) of entries whose own signature nobody checked yet."""
+        return self._db.execute(
+            "SELECT arrival, substr(frame, 1, 224) FROM entry WHERE auth = 0"
+            " ORDER BY arrival LIMIT ?",
+            (most,),
+        ).fetchall()
+
+    def checked(self, found: Sequence[tuple[int, bool]]) -> None:
+        """Record what checking gave: (arrival, whether its own signature holds)."""
+        with self._writing():
+            self._db.executemany(
+                "UPDATE entry SET auth = ? WHERE arrival = ? AND auth = 0",
+                [(Auth.OWN if holds else Auth.JUNK, arrival) for arrival, holds in found],
+            )
 
     def entries(self, project: bytes, kinds: Sequence[Kind]) -> list[Entry]:
         """All entries of some kinds in a project, in order of arrival."""
@@ -615,6 +835,60 @@ def forked_mark(last: bytes) -> bytes:
 def id_prefix(id_: bytes) -> int:
     """The first 8 bytes of an id as SQLite's signed integer."""
     return int.from_bytes(id_[:8], "big", signed=True)
+
+
+def _result_row(result: Result, author: int, arrival: int) -> tuple[object, ...]:
+    counts, where = result.counts, result.environment
+    text, digest = ("", bytes(32)) if where is None else _environment(*_facts(where))
+    return (
+        result.job,
+        result.cell,
+        author,
+        arrival,
+        result.state,
+        result.reason,
+        counts.get(Status.PASSED, 0),
+        sum(counts.get(status, 0) for status in BAD_STATUSES),
+        counts.get(Status.SKIPPED, 0),
+        sum(counts.values()),
+        result.digest,
+        text,
+        digest,
+        result.seconds,
+    )
+
+
+def _facts(where: Environment) -> tuple[str, str, str, str, bytes, tuple[tuple[str, str], ...]]:
+    services = tuple(where.services.items())
+    return (
+        where.implementation,
+        where.version,
+        where.system,
+        where.machine,
+        where.packages,
+        services,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _environment(
+    implementation: str,
+    version: str,
+    system: str,
+    machine: str,
+    packages: bytes,
+    services: tuple[tuple[str, str], ...],
+) -> tuple[str, bytes]:
+    # A volunteer says the same environment in each of its results.
+    where = Environment(
+        implementation=implementation,
+        version=version,
+        system=system,
+        machine=machine,
+        packages=packages,
+        services=dict(services),
+    )
+    return describe(where), comparable(where)
 
 
 def describe(environment: Environment | None) -> str:

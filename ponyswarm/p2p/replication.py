@@ -1,24 +1,25 @@
 """The thin shell that drives `sync` over streams: bytes between a peer and the ledger.
 
 It knows no ledger: the caller gives the frontier, the segments, and a ``take`` that
-appends frames and says what became of them.
+checks and appends what came, and says what became of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from ponyswarm.errors import PeerError
+from ponyswarm.frontier import Frontier
+from ponyswarm.messages import Entry
 from ponyswarm.p2p import sync
 from ponyswarm.p2p.blobs import Open, Stream
 
-# (project, frames, peer) -> how many of them were new here
-Take = Callable[[bytes, tuple[bytes, ...], bytes], Awaitable[int]]
+# (project, segments, peer) -> how many of their entries were new here
+Take = Callable[[bytes, Sequence[Sequence[Entry]], bytes], Awaitable[int]]
+FrontierOf = Callable[[bytes], Frontier | None]
 
 # A pull ends after so many rounds; the next periodic one goes on. It bounds one peer's share.
 MAX_ROUNDS = 64
-MAX_FRAMES_PER_CHUNK = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,58 +31,46 @@ class Pulled:
 
 
 async def pull(
-    open_: Open,
-    peer: bytes,
-    project: bytes,
-    frontier_of: Callable[[bytes], sync.Frontier | None],
-    take: Take,
+    open_: Open, peer: bytes, project: bytes, frontier_of: FrontierOf, take: Take
 ) -> Pulled:
     """Get from a peer what is missing of a project. `PeerError` when it breaks the protocol."""
     new = 0
+    doubted: frozenset[int] = frozenset()
     for _ in range(MAX_ROUNDS):
         stream = await open_(peer)
         try:
-            frontier = frontier_of(project) or {}
-            await stream.send(sync.ask(project, frontier))
-            request = sync.want(await stream.receive(sync.MAX_MESSAGE), frontier)
+            asking = sync.Asking(project, _frontier(frontier_of, project), doubted)
+            await stream.send(asking.ask())
+            request = asking.want(await stream.receive(sync.MAX_MESSAGE))
             if isinstance(request, str):
                 return Pulled("differs" if new else request, new)
             await stream.send(request)
             fresh = 0
-            while True:
-                part = sync.chunk(await stream.receive(sync.MAX_MESSAGE))
-                if len(part.frames) > MAX_FRAMES_PER_CHUNK:
-                    raise PeerError("bad-sync", "too many frames in one message")
-                if part.frames:
-                    fresh += await take(project, part.frames, peer)
-                if part.done:
-                    break
-            new += fresh
-            if not fresh:
-                return Pulled("differs", new)
-            # Once more even when that was all: what was refused may be allowed by a record
-            # that came after it. When nothing is missing, this costs one short answer.
+            while isinstance(
+                part := sync.read(await stream.receive(sync.MAX_MESSAGE), project), sync.Part
+            ):
+                fresh += await take(project, part.segments, peer)
         finally:
             await stream.close()
+        new += fresh
+        alike, doubted = asking.settle(part, _frontier(frontier_of, project))
+        # Once more while something came: what was refused may be allowed by a record that
+        # came after it.
+        if alike or not (fresh or doubted):
+            break
     return Pulled("differs", new)
 
 
-async def serve(
-    stream: Stream,
-    frontier_of: Callable[[bytes], sync.Frontier | None],
-    segment: sync.Segment,
-) -> None:
+def _frontier(frontier_of: FrontierOf, project: bytes) -> Frontier:
+    known = frontier_of(project)
+    return Frontier() if known is None else known
+
+
+async def serve(stream: Stream, frontier_of: FrontierOf, segment: sync.Segment) -> None:
     """Answer one asker."""
-    project, reply = sync.answer(await stream.receive(4096), frontier_of)
+    reply, serving = sync.answer(await stream.receive(4096), frontier_of)
     await stream.send(reply)
-    frontier = frontier_of(project)
-    if frontier is None:
+    if serving is None:
         return
-    try:
-        request = await stream.receive(sync.MAX_REQUEST)
-    except PeerError as fault:
-        if fault.reason == "stream-closed":
-            return  # The asker had nothing more to ask.
-        raise
-    for message in sync.serve(request, project, frontier, segment):
+    for message in serving.serve(await stream.receive(sync.MAX_REQUEST), segment):
         await stream.send(message)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from authors import NOW, digest, environment
 
-from ponyswarm.codec import ZERO, decode_entry, decode_gossip, decode_payload, outcome_digest
+from ponyswarm.codec import ZERO, decode_gossip, decode_payload, outcome_digest
+from ponyswarm.frontier import Frontier
 from ponyswarm.keys import SecretKey
 from ponyswarm.ledger.chain import Accept, Diverges, Forked, Gap, Refused
 from ponyswarm.ledger.journal import Journal
@@ -333,7 +334,13 @@ class Node:
 
     # --- sync -----------------------------------------------------------------------------
 
-    def _pull(self, peer: bytes, project: bytes, round_: int = 0) -> None:
+    def _pull(
+        self,
+        peer: bytes,
+        project: bytes,
+        round_: int = 0,
+        doubted: frozenset[int] = frozenset(),
+    ) -> None:
         other = self.peers.get(peer)
         if other is None:
             return
@@ -341,28 +348,29 @@ class Node:
         def arrive() -> None:
             if not self.world.reach(self, other) or peer not in self.peers:
                 return
-            mine = self.store.frontier(project)
-            request = sync.ask(project, mine)
+            asking = sync.Asking(project, self.store.live_frontier(project), doubted)
 
-            def frontier_of(project: bytes) -> sync.Frontier | None:
+            def frontier_of(project: bytes) -> Frontier | None:
                 followed = project in other.protocol.followed
-                return other.store.frontier(project) if followed else None
+                return other.store.live_frontier(project) if followed else None
 
-            _, reply = sync.answer(request, frontier_of)
+            reply, serving = sync.answer(asking.ask(), frontier_of)
             self.world.sent["pulls"] += 1
-            wish = sync.want(reply, mine)
-            if isinstance(wish, str):
+            wish = asking.want(reply)
+            if serving is None or isinstance(wish, str):
                 return
             new = 0
-            for message in sync.serve(
-                wish, project, other.store.frontier(project), other.store.segment
-            ):
-                for frame in sync.chunk(message).frames:
-                    self.world.sent["synced"] += 1
-                    new += self._admit(decode_entry(frame), peer)
+            for message in serving.serve(wish, other.store.segment):
+                part = sync.read(message, project)
+                if isinstance(part, sync.End):
+                    break
+                for segment in part.segments:
+                    self.world.sent["synced"] += len(segment)
+                    new += sum(self._admit(entry, peer) for entry in segment)
+            alike, doubt = asking.settle(part, self.store.live_frontier(project))
             self.perform(self.protocol.tick(self.now))
-            if new and round_ < 8:
-                self._pull(peer, project, round_ + 1)
+            if (doubt or (new and not alike)) and round_ < 8:
+                self._pull(peer, project, round_ + 1, doubt)
 
         self.world.at(3 * self.world.latency(), arrive)
 
@@ -404,7 +412,7 @@ class Node:
     # --- questions ------------------------------------------------------------------------
 
     def root(self, project: bytes) -> bytes:
-        return sync.root(self.store.frontier(project))
+        return self.store.live_frontier(project).root
 
     def findings(self, policy: ReaderPolicy | None = None) -> dict[bytes, object]:
         read = Reader(self.home / "ledger")

@@ -8,6 +8,7 @@ import random
 import socket
 import struct
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -264,10 +265,10 @@ def _serve_forged(entry: Entry) -> Callable[[Network], None]:
 
     async def lie(stream: blobs.Stream) -> None:
         await stream.receive(4096)
-        await stream.send(codec.pack(sync.Answer(state="differs", buckets=(bytes(8),) * 64)))
+        await stream.send(b"\2" + bytes(64 * 12))
         await stream.receive(1 << 20)
-        await stream.send(codec.pack(sync.Chunk(frames=(entry.frame,))))
-        await stream.send(codec.pack(sync.Chunk(frames=(b"junk",), done=True)))
+        await stream.send(b"\1" + zlib.compress(codec.pack_segment([entry.frame])))
+        await stream.send(b"\1junk")
 
     def prepare(network: Network) -> None:
         network.serve(sync.PROTOCOL, lie, concurrent_per_peer=4, timeout=10)

@@ -21,6 +21,7 @@ from authors import Author, announce, environment, fork_of
 
 from ponyswarm import codec
 from ponyswarm.codec import ZERO, TestRecord
+from ponyswarm.frontier import BUCKETS, Frontier, bucket_of
 from ponyswarm.keys import peer_id
 from ponyswarm.matrix import cells
 from ponyswarm.messages import (
@@ -232,6 +233,12 @@ def main() -> None:
     for _, _, entry in said:
         if entry.namespace == project:
             frontier[entry.feed] = FeedMark(entry.header.seq + 1, entry.id[:8])
+    kept = Frontier(frontier)
+    lower = Frontier({r: FeedMark(max(1, m.height - 1), bytes(8)) for r, m in frontier.items()})
+    half = Frontier(dict(sorted(frontier.items())[::2]))
+    differs = sync.answer(sync.Asking(project, Frontier()).ask(), lambda _: kept)[0]
+    segment = [entry for _, author, entry in said if author is volunteer]
+    segment = [e for e in segment if e.header.nonce == volunteer.nonce and e.header.seq]
     offer = Offer(
         interpreters=(Interpreter(implementation="cpython", version="3.12.1"),),
         services=("postgresql",),
@@ -303,19 +310,21 @@ def main() -> None:
             "project": project.hex(),
             "frontier": [
                 [r.author.hex(), r.nonce.hex(), r.genesis, m.height, m.head.hex(),
-                 sync.bucket_of(r)]
+                 bucket_of(r)]
                 for r, m in sorted(frontier.items())
             ],
-            "root": sync.root(frontier).hex(),
-            "buckets": [bucket.hex() for bucket in sync.buckets(frontier)],
-            "ask": sync.ask(project, frontier).hex(),
-            "ask_of_nothing": sync.ask(project, {}).hex(),
-            "answer_same": sync.answer(sync.ask(project, frontier), lambda _: frontier)[1].hex(),
-            "answer_unknown": sync.answer(sync.ask(project, {}), lambda _: None)[1].hex(),
-            "answer_differs": sync.answer(sync.ask(project, {}), lambda _: frontier)[1].hex(),
-            "want_of_half": _want_of_half(project, frontier).hex(),
-            "chunk": codec.pack(sync.Chunk(frames=(genesis.frame,))).hex(),
-            "chunk_last": codec.pack(sync.Chunk(done=True)).hex(),
+            "root": kept.root.hex(),
+            "names": [kept.names(bucket).hex() for bucket in range(BUCKETS)],
+            "hashes": [kept.hash(bucket).hex() for bucket in range(BUCKETS)],
+            "ask": sync.Asking(project, kept).ask().hex(),
+            "ask_of_nothing": sync.Asking(project, Frontier()).ask().hex(),
+            "answer_differs": differs.hex(),
+            "want_by_place": sync.Asking(project, lower).want(differs).hex(),
+            "want_by_name": sync.Asking(project, half).want(differs).hex(),
+            "segment": codec.pack_segment([e.frame for e in segment]).hex(),
+            "segment_ids": [e.id.hex() for e in segment],
+            "end": sync.end(more=False, ahead=set()).hex(),
+            "end_more_ahead_in_0_and_9": sync.end(more=True, ahead={0, 9}).hex(),
         },
         "blob": {
             "get": codec.pack(blobs.Get(hash=outcome, offset=65536, length=1000)).hex(),
@@ -325,14 +334,6 @@ def main() -> None:
         "refused": refused(),
     }  # fmt: skip
     TARGET.write_text(json.dumps(vectors, indent=1) + "\n", encoding="utf-8")
-
-
-def _want_of_half(project: bytes, frontier: dict[FeedRef, FeedMark]) -> bytes:
-    reply = sync.answer(sync.ask(project, {}), lambda _: frontier)[1]
-    half = dict(sorted(frontier.items())[::2])
-    wish = sync.want(reply, half)
-    assert isinstance(wish, bytes)
-    return wish
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pytest
 
 from ponyswarm import codec
 from ponyswarm.errors import PeerError
+from ponyswarm.frontier import BUCKETS, Frontier, bucket_of
 from ponyswarm.keys import SecretKey, peer_id
 from ponyswarm.messages import Cell, Entry, Environment, FeedMark, FeedRef, Project, Status
 from ponyswarm.p2p import blobs, sync
@@ -29,6 +30,9 @@ VECTORS = json.loads((HERE / "v1.json").read_text("utf-8"))
 ENTRIES = VECTORS["entries"]
 SYNC = VECTORS["sync"]
 DOC = HERE.parent.parent / "docs" / "protocol.md"
+
+
+sha = hashlib.sha256
 
 
 def raw(text: str) -> bytes:
@@ -129,24 +133,37 @@ def frontier() -> dict[FeedRef, FeedMark]:
 
 def test_sync():
     project, marks = raw(SYNC["project"]), frontier()
-    assert sync.root(marks).hex() == SYNC["root"]
-    assert [bucket.hex() for bucket in sync.buckets(marks)] == SYNC["buckets"]
-    assert [sync.bucket_of(ref) for ref in sorted(marks)] == [row[5] for row in SYNC["frontier"]]
-    assert sync.ask(project, marks).hex() == SYNC["ask"]
-    assert sync.ask(project, {}).hex() == SYNC["ask_of_nothing"]
+    kept = Frontier(marks)
+    assert kept.root.hex() == SYNC["root"]
+    assert [kept.names(bucket).hex() for bucket in range(BUCKETS)] == SYNC["names"]
+    assert [kept.hash(bucket).hex() for bucket in range(BUCKETS)] == SYNC["hashes"]
+    assert [bucket_of(ref) for ref in sorted(marks)] == [row[5] for row in SYNC["frontier"]]
+    assert sync.Asking(project, kept).ask().hex() == SYNC["ask"]
+    assert sync.Asking(project, Frontier()).ask().hex() == SYNC["ask_of_nothing"]
     for request, known, answer in (
-        ("ask", marks, "answer_same"),
-        ("ask_of_nothing", None, "answer_unknown"),
-        ("ask_of_nothing", marks, "answer_differs"),
+        ("ask", kept, "00"),
+        ("ask_of_nothing", None, "01"),
+        ("ask_of_nothing", kept, SYNC["answer_differs"]),
     ):
-        _, reply = sync.answer(raw(SYNC[request]), lambda _, known=known: known)
-        assert reply.hex() == SYNC[answer]
+        assert sync.answer(raw(SYNC[request]), lambda _, known=known: known)[0].hex() == answer
+    lower = {ref: FeedMark(max(1, mark.height - 1), bytes(8)) for ref, mark in marks.items()}
     half = dict(sorted(marks.items())[::2])
-    wish = sync.want(raw(SYNC["answer_differs"]), half)
-    assert isinstance(wish, bytes)
-    assert wish.hex() == SYNC["want_of_half"]
-    assert sync.chunk(raw(SYNC["chunk"])).frames == (raw(ENTRIES[0]["frame"]),)
-    assert sync.chunk(raw(SYNC["chunk_last"])).done
+    for mine, want in ((lower, "want_by_place"), (half, "want_by_name")):
+        wish = sync.Asking(project, Frontier(mine)).want(raw(SYNC["answer_differs"]))
+        assert isinstance(wish, bytes)
+        assert wish.hex() == SYNC[want]
+    assert sync.read(raw(SYNC["end"]), project) == sync.End(more=False, ahead=frozenset())
+    told = sync.read(raw(SYNC["end_more_ahead_in_0_and_9"]), project)
+    assert told == sync.End(more=True, ahead=frozenset({0, 9}))
+
+
+def test_segments():
+    data = raw(SYNC["segment"])
+    entries = codec.unpack_segment(codec.Cursor(data), raw(SYNC["project"]), 99)
+    assert [entry.id.hex() for entry in entries] == SYNC["segment_ids"]
+    frames = {vector["id"]: vector["frame"] for vector in ENTRIES}
+    assert [entry.frame.hex() for entry in entries] == [frames[id_] for id_ in SYNC["segment_ids"]]
+    assert codec.pack_segment([entry.frame for entry in entries]) == data
 
 
 def test_blob_messages():
@@ -305,7 +322,6 @@ def packed(value: object) -> bytes:
 
 
 def test_a_stranger_computes_the_same_ids_and_digests():
-    sha = hashlib.sha256
     for vector in VECTORS["cells"]:
         form = [vector["python"], sorted(vector["services"]), sorted(vector["factors"])]
         text = b"ponyswarm/cell/v1\0" + raw(vector["job"]) + packed(form)
@@ -328,17 +344,52 @@ def test_a_stranger_computes_the_same_ids_and_digests():
 
 
 def test_a_stranger_computes_the_same_root_and_buckets():
-    buckets: list[list[bytes]] = [[] for _ in range(64)]
-    rows = []
+    buckets: list[list[tuple[bytes, bytes]]] = [[] for _ in range(64)]
     for author, nonce, genesis, height, head, place in SYNC["frontier"]:
-        key = raw(author) + raw(nonce)
-        row = key + bytes([genesis]) + height.to_bytes(8, "big") + raw(head)
-        assert hashlib.sha256(key).digest()[0] % 64 == place
-        rows.append(row)
-        buckets[place].append(row)
-    assert hashlib.sha256(b"".join(sorted(rows))).hexdigest()[:32] == SYNC["root"]
-    digests = [hashlib.sha256(b"".join(sorted(rows))).hexdigest()[:16] for rows in buckets]
-    assert digests == SYNC["buckets"]
+        name = raw(author) + raw(nonce) + bytes([genesis])
+        assert sha(name).digest()[0] % 64 == place
+        buckets[place].append((name, height.to_bytes(8, "big") + raw(head)))
+    names = [sha(b"".join(name for name, _ in sorted(feeds))).digest() for feeds in buckets]
+    rows = [sha(b"".join(name + row for name, row in sorted(feeds))).digest() for feeds in buckets]
+    assert [digest.hex()[:8] for digest in names] == SYNC["names"]
+    assert [digest.hex()[:16] for digest in rows] == SYNC["hashes"]
+    assert sha(b"".join(rows)).hexdigest()[:32] == SYNC["root"]
+    told = b"".join(name[:4] + row[:8] for name, row in zip(names, rows, strict=True))
+    assert (b"\2" + told).hex() == SYNC["answer_differs"]
+
+
+def test_a_stranger_rebuilds_the_frames_of_a_segment():
+    data = Stranger(raw(SYNC["segment"]))
+
+    def number() -> int:
+        value = shift = 0
+        while True:
+            byte = data.number(1)
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    author, nonce, genesis, seq = data.take(32), data.take(8), data.number(1), number()
+    prev = data.take(32) if seq else bytes(32)
+    project = bytes(32) if genesis else raw(SYNC["project"])
+    rows, time = [], 0
+    for _ in range(number()):
+        kind, length = data.number(1), number()
+        time += number()
+        rows.append((kind, length, time))
+    signatures = [data.take(64) for _ in rows]
+    known = {vector["id"]: vector["frame"] for vector in ENTRIES}
+    for at, (kind, length, time) in enumerate(rows):
+        payload = data.take(length)
+        header = (
+            bytes([1, kind, 0, 0]) + length.to_bytes(4, "big") + author + project + nonce
+            + (seq + at).to_bytes(8, "big") + prev + time.to_bytes(8, "big")
+            + sha(payload).digest()
+        )  # fmt: skip
+        prev = sha(b"ponyswarm/entry/v1\0" + header).digest()
+        assert (header + signatures[at] + payload).hex() == known[prev.hex()]
+    assert data.at == len(data.data)
 
 
 # --- the document shows these bytes -------------------------------------------------------------
