@@ -69,6 +69,9 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"
 
 
+# In a job's ``env``: the JUnit XML or TAP that its command writes ("-": TAP as output).
+RESULTS_VARIABLE = "PONYSWARM_RESULTS"
+
 # --- what a maintainer asks for -------------------------------------------------
 
 
@@ -108,6 +111,11 @@ class Spec:
     timeout: Annotated[int, Meta(ge=1, le=86_400)] = 1800
     redundancy: Annotated[int, Meta(ge=1, le=20)] = 2
     cross_check: Literal["blind", "open"] = "open"
+
+    @property
+    def report(self) -> str:
+        """Where a command writes what it says of its tests; "" where nothing is read."""
+        return self.env.get(RESULTS_VARIABLE, "") if self.runner == "command" else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

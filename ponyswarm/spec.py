@@ -11,13 +11,18 @@ import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import PurePosixPath
 
 from ponyswarm.codec import convert
 from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.matrix import cells, requirement, service_requirement
-from ponyswarm.messages import FileTemplate, Install, Spec
+from ponyswarm.messages import RESULTS_VARIABLE, FileTemplate, Install, Spec
 
 _TABLE = "tool.ponyswarm"
+_COMMANDS: Mapping[str, list[str]] = {
+    "unittest": ["python", "-m", "unittest"],
+    "django": ["python", "manage.py", "test"],
+}
 
 
 def from_pyproject(text: str, name: str = "pyproject.toml") -> Spec:
@@ -37,15 +42,21 @@ def from_pyproject(text: str, name: str = "pyproject.toml") -> Spec:
 
 def from_table(table: Mapping[str, object], name: str) -> Spec:
     """The spec a TOML table says. ``name`` is the file, for error texts."""
-    _known(table, {field.name for field in fields(Spec)}, name, _TABLE)
+    _known(table, {field.name for field in fields(Spec)} | {"report"}, name, _TABLE)
     plain: dict[str, object] = dict(table)
+    if "report" in plain:
+        # The command sees it too, as a variable.
+        report, env = plain.pop("report"), plain.get("env", {})
+        if isinstance(env, Mapping):
+            plain["env"] = {**env, RESULTS_VARIABLE: report}
     for key in ("python", "services"):
         if isinstance(plain.get(key), str):
             plain[key] = [plain[key]]
     if isinstance(plain.get("command"), str):
         plain["command"] = _words(str(plain["command"]), name)
-    if plain.get("runner") == "unittest":
-        plain.setdefault("command", ["python", "-m", "unittest"])
+    runner = plain.get("runner")
+    if runner in _COMMANDS:
+        plain.setdefault("command", _COMMANDS[str(runner)])
     install = plain.get("install")
     if isinstance(install, str | list):
         # The short form: only requirements.
@@ -83,9 +94,28 @@ def from_table(table: Mapping[str, object], name: str) -> Spec:
                 service_requirement(part)
             except LocalError as fault:
                 raise LocalError(f"{name}, [{_TABLE}] services: {fault}") from fault
+    if spec.runner == "command" and "command" not in plain:
+        raise LocalError(f"{name}, [{_TABLE}]: runner = 'command' needs a command")
+    _check_report(spec, name)
     for rule in spec.exclude:
         _known(rule, {"python", "services", *spec.factors}, name, f"{_TABLE}.exclude")
     return spec
+
+
+def _check_report(spec: Spec, name: str) -> None:
+    if RESULTS_VARIABLE not in spec.env:
+        return
+    place = f"{name}, [{_TABLE}] report"
+    if spec.runner != "command":
+        raise LocalError(
+            f"{place}: only runner = 'command' reads a report; {spec.runner} tells its tests itself"
+        )
+    path = PurePosixPath(spec.report)
+    if path.is_absolute() or ".." in path.parts:
+        raise LocalError(
+            f"{place}: {spec.report!r} leaves the source tree: name a file in it (or a pattern "
+            "such as 'reports/*.xml'), or '-' for TAP on the standard output"
+        )
 
 
 def _factor(values: object, name: str, factor: str) -> object:

@@ -15,19 +15,27 @@ import json
 import os
 
 VARIABLE = "PONYSWARM_REPORT"
+# For the worker processes of a runner that shares its work out.
+WORKERS = "PONYSWARM_REPORT_WORKERS"
 LINE = 4000
 ID_CHARACTERS = 400
 
 
 class Channel(object):
-    """Events of one runner, from `claim` to `finish`."""
+    """Events of one runner, from `claim` to `finish`; of a worker of it, from `join` on."""
 
-    def __init__(self, path, descriptor, runner):
+    def __init__(self, path, descriptor, session):
         self._path = path
         self._descriptor = descriptor
         self._process = os.getpid()
-        self._session = "%d-%s" % (self._process, hashlib.sha256(os.urandom(8)).hexdigest()[:8])
+        self._session = session
+
+    def begin(self, runner):
         self._send({"e": "begin", "r": runner})
+
+    def share(self):
+        """Let worker processes report for themselves."""
+        os.environ[WORKERS] = self._path + "|" + self._session
 
     def collected(self, count):
         self._send({"e": "collected", "n": count})
@@ -44,6 +52,7 @@ class Channel(object):
         self._send({"e": "finish", "code": code})
         if os.getpid() == self._process:
             os.close(self._descriptor)
+            os.environ.pop(WORKERS, None)
             os.environ[VARIABLE] = self._path
         self._process = -1
 
@@ -65,14 +74,28 @@ class Channel(object):
 def claim(runner):
     """The channel, for the first who asks; None for everyone after, and outside PonySwarm."""
     path = os.environ.pop(VARIABLE, None)
-    if not path:
+    descriptor = opened(path)
+    if descriptor is None:
         return None
+    session = "%d-%s" % (os.getpid(), hashlib.sha256(os.urandom(8)).hexdigest()[:8])
+    channel = Channel(path, descriptor, session)
+    channel.begin(runner)
+    return channel
+
+
+def join():
+    """In a worker process: its own end of the channel that its runner shares; else None."""
+    path, bar, session = os.environ.get(WORKERS, "").partition("|")
+    descriptor = opened(path) if bar else None
+    return Channel(path, descriptor, session) if descriptor is not None else None
+
+
+def opened(path):
     try:
         # Opening for reading too would be refused: nobody inside may read the FIFO.
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        return os.open(path, os.O_WRONLY | os.O_APPEND) if path else None
     except OSError:
         return None
-    return Channel(path, descriptor, runner)
 
 
 def bounded(name):

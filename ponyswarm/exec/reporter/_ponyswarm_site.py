@@ -55,7 +55,7 @@ def instrument(module):
 
 
 def watch_unittest():
-    if not os.environ.get("PONYSWARM_REPORT"):
+    if not (os.environ.get("PONYSWARM_REPORT") or os.environ.get("PONYSWARM_REPORT_WORKERS")):
         return
     if "unittest.suite" in sys.modules:
         instrument(sys.modules["unittest.suite"])

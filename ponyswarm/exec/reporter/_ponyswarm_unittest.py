@@ -1,10 +1,14 @@
 """PonySwarm's reporter for unittest and what builds on it (Django's runner, plain suites).
 
 Every runner ends in calling a suite with a result object. The outermost such call
-claims the channel, and that one result object is watched, whatever class it is.
-Subtests count with the test that holds them. Standard library only, Python 2.7 to 3.14.
+claims the channel, and that one result object is watched, whatever class it is. When
+Django shares a suite out to worker processes, each worker's own result is watched
+instead: Django's parent hears late, by number, and on 3.12.0 and 3.12.1 of the wrong
+tests. Subtests count with the test that holds them. Standard library only, Python 2.7
+to 3.14.
 """
 
+import os
 import time
 import traceback
 
@@ -101,6 +105,28 @@ def described(err):
         return repr(err)[-1500:]
 
 
+def is_remote(kind):
+    """Whether a result class is that of Django's workers."""
+    return any(
+        base.__name__ == "RemoteTestResult" and base.__module__ == "django.test.runner"
+        for base in getattr(kind, "__mro__", ())
+    )
+
+
+def is_shared_out(suite):
+    """Whether Django's workers run this suite."""
+    runner = getattr(suite, "runner_class", None)
+    return hasattr(suite, "run_subsuite") and is_remote(getattr(runner, "resultclass", None))
+
+
+def watch_worker(result):
+    if getattr(result, "_ponyswarm", None) != os.getpid():
+        result._ponyswarm = os.getpid()
+        channel = _ponyswarm_channel.join()
+        if channel is not None:
+            Watch(channel, result)
+
+
 def instrument(module):
     """Watch the outermost call of a suite."""
     base = module.BaseTestSuite
@@ -110,11 +136,20 @@ def instrument(module):
 
     def call(self, *arguments, **named):
         result = arguments[0] if arguments else named.get("result")
+        if is_remote(type(result)):
+            watch_worker(result)
+            return original(self, *arguments, **named)
         channel = _ponyswarm_channel.claim("unittest") if result is not None else None
         if channel is None:
+            if is_shared_out(self):
+                # A run nested in a test: its workers are nobody's but its own.
+                os.environ.pop(_ponyswarm_channel.WORKERS, None)
             return original(self, *arguments, **named)
         channel.collected(self.countTestCases())
-        Watch(channel, result)
+        if is_shared_out(self):
+            channel.share()
+        else:
+            Watch(channel, result)
         value = original(self, *arguments, **named)
         channel.finish(0 if result.wasSuccessful() else 1)
         return value

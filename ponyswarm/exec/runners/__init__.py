@@ -7,11 +7,15 @@ from types import MappingProxyType
 from typing import Protocol
 
 from ponyswarm.exec.report import Report
-from ponyswarm.exec.runners import command, pytest, unittest
+from ponyswarm.exec.runners import command, django, pytest, unittest
+from ponyswarm.messages import Spec
 
 
 class Runner(Protocol):
     """How a runner is made to report, and what its end means (a module with these)."""
+
+    def argv(self, spec: Spec) -> tuple[str, ...]:
+        """The command to start."""
 
     def environment(self, given: Mapping[str, str]) -> dict[str, str]:
         """Variables to add, seeing those the job sets."""
@@ -21,5 +25,5 @@ class Runner(Protocol):
 
 
 RUNNERS: Mapping[str, Runner] = MappingProxyType(
-    {"pytest": pytest, "unittest": unittest, "command": command}
+    {"pytest": pytest, "unittest": unittest, "django": django, "command": command}
 )

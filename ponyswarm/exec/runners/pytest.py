@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ponyswarm.exec.report import Report
-from ponyswarm.messages import BAD_STATUSES
+from ponyswarm.messages import BAD_STATUSES, Spec
 
 OPTION = "-p _ponyswarm_pytest"
+
+
+def argv(spec: Spec) -> tuple[str, ...]:
+    return spec.command
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:

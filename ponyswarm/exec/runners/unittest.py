@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ponyswarm.exec.report import Report
+from ponyswarm.messages import Spec
+
+
+def argv(spec: Spec) -> tuple[str, ...]:
+    return spec.command
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
