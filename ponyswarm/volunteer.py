@@ -29,8 +29,8 @@ def machine() -> str:
     return platform.machine().lower()
 
 
-def capacity(installed: Sequence[Installed], slots: int) -> Capacity:
-    """What a machine with these interpreters offers."""
+def capacity(installed: Sequence[Installed], slots: int, services: Sequence[str] = ()) -> Capacity:
+    """What a machine with these interpreters and services (``name version``) offers."""
     return Capacity(
         interpreters=tuple(
             Interpreter(
@@ -40,7 +40,7 @@ def capacity(installed: Sequence[Installed], slots: int) -> Capacity:
             )
             for found in installed
         ),
-        services=(),
+        services=tuple(services),
         system=system(),
         machine=machine(),
         slots=slots,

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from importlib import resources
@@ -17,11 +18,12 @@ import trio
 from filelock import FileLock, Timeout
 
 from ponyswarm import config, keys, status
-from ponyswarm.cli.opening import opened
+from ponyswarm.cli.opening import opened, service_options
 from ponyswarm.errors import InfraError, LocalError
-from ponyswarm.exec import interpreters, sandbox
+from ponyswarm.exec import interpreters, provisioning, sandbox
 from ponyswarm.exec.executor import Executor
 from ponyswarm.exec.interpreters import Installed
+from ponyswarm.exec.services.service import Missing, Offer
 from ponyswarm.home import Home
 from ponyswarm.node import Node, now_ms, open_node
 from ponyswarm.notary import Notary, open_notary
@@ -74,10 +76,12 @@ def node(
 async def describe(home: Home) -> None:
     """Print what a node on this home would offer."""
     settings = _settings(home)
-    offered, _, words, _ = await _volunteer(home, settings)
+    offered, _, words, _ = await _volunteer(home, settings, None)
     click.echo(f"sandbox    {words}")
     for one in () if offered is None else offered.interpreters:
         click.echo(f"offers     {one.implementation} {one.version}{'t' * one.free_threaded}")
+    for service in () if offered is None else offered.services:
+        click.echo(f"offers     {service}")
     for project in sorted(settings.trusted):
         click.echo(f"runs for   {project.hex()}")
     for project in sorted(settings.followed - settings.trusted):
@@ -156,23 +160,26 @@ async def _run(
     execute: Execute | None = None
     words = "not needed: this node runs no jobs"
     installed: tuple[Installed, ...] = ()
-    if not read_only:
-        offered, execute, words, installed = await _volunteer(home, settings)
-        if wrap is not None and execute is not None:
-            execute = wrap(execute)
     addresses = network_addresses(home, settings, peers)
-    async with open_node(
-        key=session.key,
-        store=session.store,
-        journal=session.journal,
-        blobs=session.blobs,
-        capacity=offered,
-        execute=execute,
-        listen=listen,
-        addresses=addresses,
-        table=PeerTable(home.peers),
-        notary=notary,
-    ) as opened_node:
+    async with AsyncExitStack() as stack:
+        if not read_only:
+            offered, execute, words, installed = await _volunteer(home, settings, stack)
+            if wrap is not None and execute is not None:
+                execute = wrap(execute)
+        opened_node = await stack.enter_async_context(
+            open_node(
+                key=session.key,
+                store=session.store,
+                journal=session.journal,
+                blobs=session.blobs,
+                capacity=offered,
+                execute=execute,
+                listen=listen,
+                addresses=addresses,
+                table=PeerTable(home.peers),
+                notary=notary,
+            )
+        )
         log.info("this node is %s", keys.peer_id(session.key.public))
         for address in opened_node.network.addresses:
             log.info("listening on %s", address)
@@ -222,9 +229,13 @@ def network_addresses(
 
 
 async def _volunteer(
-    home: Home, settings: config.Settings
+    home: Home, settings: config.Settings, stack: AsyncExitStack | None
 ) -> tuple[Capacity | None, Execute | None, str, tuple[Installed, ...]]:
-    """What this machine offers and how it runs; without a sandbox it offers nothing."""
+    """What this machine offers and how it runs; without a sandbox it offers nothing.
+
+    With ``stack``, which ends what this starts, it is made ready to run: leftovers of a
+    killed node are swept. Without, a node may be running beside us, and we only ask.
+    """
     limits = settings.limits
     bounds = sandbox.Limits(
         memory_bytes=limits.memory,
@@ -250,10 +261,28 @@ async def _volunteer(
             "no interpreter was found for jobs: name one under [interpreters] in "
             f"{home.ini}, or install one"
         )
-    executor = Executor(cache=home.cache, scratch=home.scratch, limits=bounds, sandbox=probe)
+    options = service_options(settings)
+    if stack is None:
+        asked = await provisioning.probe(provisioning.with_always(options))
+        words = tuple(one.words for one in asked.values() if isinstance(one, Offer))
+        _warn_of_missing(asked)
+        return capacity(found, settings.slots, words), None, probe.description, tuple(found)
+    services = await stack.enter_async_context(
+        provisioning.open_services(options, cache=home.cache, scratch=home.scratch, holds=probe)
+    )
+    _warn_of_missing(services.missing)
+    executor = Executor(
+        cache=home.cache, scratch=home.scratch, limits=bounds, sandbox=probe, services=services
+    )
     executor.sweep()
-    volunteer = Volunteer(executor, found)
-    return capacity(found, settings.slots), volunteer.execute, probe.description, tuple(found)
+    offered = capacity(found, settings.slots, services.words)
+    return offered, Volunteer(executor, found).execute, probe.description, tuple(found)
+
+
+def _warn_of_missing(services: Mapping[str, Offer | Missing]) -> None:
+    for name, one in services.items():
+        if isinstance(one, Missing):
+            log.warning("%s is not offered: %s; what may help: %s", name, one.why, one.remedy)
 
 
 async def _follow(opened_node: Node, settings: config.Settings) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ponyswarm import config, status
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
 from ponyswarm.session import Session, open_session
+
+if TYPE_CHECKING:
+    from ponyswarm.exec.services.service import Options
 
 
 def now_ms() -> int:
@@ -51,3 +56,32 @@ def node_is_running(home: Home) -> bool:
 def running_status(home: Home) -> status.NodeStatus | None:
     """What the running node says of itself; None when none runs."""
     return status.read(home.status) if node_is_running(home) else None
+
+
+def service_options(settings: config.Settings) -> dict[str, Options]:
+    """What the owner says of each service, with the passwords that the settings only name."""
+    from ponyswarm.exec.services.service import Options
+
+    return {
+        name: Options(values=service.options, password=_password(service))
+        for name, service in settings.services.items()
+    }
+
+
+def _password(service: config.Service) -> str:
+    if service.password_env is not None:
+        found = os.environ.get(service.password_env)
+        if found is None:
+            raise LocalError(
+                f"the password of {service.name} should be in the environment variable "
+                f"{service.password_env}, which is not set"
+            )
+        return found
+    if service.password_file is None:
+        return ""
+    try:
+        return service.password_file.read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise LocalError(
+            f"the password of {service.name} cannot be read from {service.password_file}: {fault}"
+        ) from fault

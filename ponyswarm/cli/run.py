@@ -8,8 +8,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,13 @@ from ponyswarm.cli import (
     json_option,
     print_json,
 )
+from ponyswarm.cli.opening import service_options
 from ponyswarm.cli.tables import console
 from ponyswarm.errors import InfraError, LocalError
-from ponyswarm.exec import interpreters, sandbox
+from ponyswarm.exec import interpreters, provisioning, sandbox
 from ponyswarm.exec.executor import Executor
 from ponyswarm.exec.outcome import Outcome, TestOutcome
+from ponyswarm.exec.services.service import Options
 from ponyswarm.home import Home
 from ponyswarm.local import Ended, Job, Place, Watched
 from ponyswarm.messages import BAD_STATUSES, Status
@@ -138,9 +140,18 @@ async def _run(
             known=home.cache / "interpreters.json",
         )
     )
-    with _scratch(home, bounds, holds) as folder:
-        executor = Executor(cache=home.cache, scratch=folder / "runs", limits=bounds, sandbox=holds)
+    options = provisioning.whatever_is_here(service_options(settings))
+    async with _scratch(home, bounds, holds, options) as folder, AsyncExitStack() as stack:
+        runs = folder / "runs"
+        executor = Executor(cache=home.cache, scratch=runs, limits=bounds, sandbox=holds)
         job = await local.prepare(executor, path, spec, folder, arguments)
+        if job.spec.services:
+            services = await stack.enter_async_context(
+                provisioning.open_services(options, cache=home.cache, scratch=runs, holds=holds)
+            )
+            executor = Executor(
+                cache=home.cache, scratch=runs, limits=bounds, sandbox=holds, services=services
+            )
         places = local.places(job.spec, survey.found, pythons=pythons, wanted=wanted)
         here = [place for place in places if place.interpreter is not None]
         if not here:
@@ -187,8 +198,10 @@ def _bounds(settings: config.Settings) -> sandbox.Limits:
     )
 
 
-@contextmanager
-def _scratch(home: Home, bounds: sandbox.Limits, holds: sandbox.Holds) -> Iterator[Path]:
+@asynccontextmanager
+async def _scratch(
+    home: Home, bounds: sandbox.Limits, holds: sandbox.Holds, options: Mapping[str, Options]
+) -> AsyncIterator[Path]:
     """A folder of this process alone: a node on this home sweeps its own at any time.
 
     What a killed run left is removed here, its control groups too.
@@ -197,7 +210,9 @@ def _scratch(home: Home, bounds: sandbox.Limits, holds: sandbox.Holds) -> Iterat
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in parent.iterdir():
         if not (left.name.isdecimal() and psutil.pid_exists(int(left.name))):
-            Executor(cache=home.cache, scratch=left / "runs", limits=bounds, sandbox=holds).sweep()
+            runs = left / "runs"
+            await provisioning.sweep(options, scratch=runs, holds=holds)
+            Executor(cache=home.cache, scratch=runs, limits=bounds, sandbox=holds).sweep()
             shutil.rmtree(left, ignore_errors=True)
     folder = parent / str(os.getpid())
     folder.mkdir(mode=0o700)

@@ -12,32 +12,40 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import trio
 
 from ponyswarm.errors import InfraError, LocalError, PeerError
-from ponyswarm.exec import cgroup, source
+from ponyswarm.exec import cgroup, provisioning, source
 from ponyswarm.exec.environment import REPORT_FOLDER, Environments, installed
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.outcome import Broken, Outcome, Progress, TestOutcome
 from ponyswarm.exec.process import Channel, HeadTail, How, Patience
+from ponyswarm.exec.provisioning import Given, Services
 from ponyswarm.exec.report import Report
 from ponyswarm.exec.resolve import resolve
 from ponyswarm.exec.runners import RUNNERS, Runner
 from ponyswarm.exec.sandbox import Confined, Holds, Limits, Sandbox
-from ponyswarm.messages import BAD_STATUSES, Cell, Environment, Lock, Reason, Spec, Status
+from ponyswarm.messages import (
+    BAD_STATUSES,
+    Cell,
+    Environment,
+    FileTemplate,
+    Lock,
+    Reason,
+    Spec,
+    Status,
+)
 
 LOG_BYTES = 1 << 20
 COMMAND = "command"
 REPORT_CHANNEL = "/channels/report"
 SITE = "/project/site"
-_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_-]*(?:\.[a-z][a-z0-9_-]*)+)\}")
 
 # What is the same on every volunteer's machine.
 FIXED = {
@@ -54,6 +62,10 @@ FIXED = {
 
 ENTRY = """\
 echo '{"e":"entered"}' > /channels/report
+if [ -n "${PONYSWARM_FORWARD:-}" ]; then
+    /env/bin/python -E -S /project/report/_ponyswarm_forward.py $PONYSWARM_FORWARD || exit 125
+    unset PONYSWARM_FORWARD
+fi
 cp -R --preserve=mode,timestamps,links /source /project/src &&
 cp -R /overlay/. /project/src && cd /project/src && { "$@"; code=$?; } || code=${code:-125}
 stat -f -c '{"e":"space","free":%a,"size":%b}' /project /tmp /dev/shm > /channels/report
@@ -98,11 +110,20 @@ class Executor:
     holds what lives as long as a run. Two runs at once need different slots.
     """
 
-    def __init__(self, *, cache: Path, scratch: Path, limits: Limits, sandbox: Holds) -> None:
+    def __init__(
+        self,
+        *,
+        cache: Path,
+        scratch: Path,
+        limits: Limits,
+        sandbox: Holds,
+        services: Services | None = None,
+    ) -> None:
         self._cache = cache
         self._scratch = scratch
         self._limits = limits
         self._holds = sandbox
+        self._services = services
         self._counter = 0
         self._mark = hashlib.sha256(os.fsencode(scratch.absolute())).hexdigest()[:8]
         self._unpacking: dict[str, trio.Lock] = {}
@@ -173,9 +194,8 @@ class Executor:
     ) -> Outcome:
         run.step("unpack")
         tree = await self.tree(archive, source_hash)
-        facts = {f"factor.{name}": value for name, value in cell.factors}
-        settings = _filled(spec.env, facts)
-        overlay = _filled({file.path: file.content for file in spec.files}, facts)
+        provisioning.check_placeholders(spec)
+        self._check_services(cell)
         runner = RUNNERS.get(spec.runner)
         if runner is None:
             raise Broken(Reason.INSTALL, f"this node does not know the runner {spec.runner!r}")
@@ -212,21 +232,32 @@ class Executor:
                     source_hash=source_hash,
                     build_environment=build,
                     interpreter=interpreter,
-                    settings={**_version_settings(tree), **settings},
+                    settings={
+                        **_version_settings(tree),
+                        **provisioning.of_cell(cell).plain(spec.env),
+                    },
                     channels=channels,
                 )
             run.environment = self._described(interpreter, environment, site)
-            run.step("test")
-            box = (
-                base.with_read_only(environment, "/env")
-                .with_read_only(tree, "/source")
-                .with_read_only(_overlay(folder, overlay), "/overlay")
-                .with_read_only(_reporter(folder), REPORT_FOLDER)
-                .with_environment(self._variables(settings, runner))
-            )
-            if site is not None:
-                box = box.with_read_only(site, SITE)
-            confined = await self._test(run, box, spec, runner, folder)
+            async with self._provisioned(run, cell, slot, interpreter) as given:
+                forwards = given.forwards(provisioning.texts_of(spec).values())
+                spec = given.filled(spec)
+                run.step("test")
+                box = (
+                    given.bound(base)
+                    .with_read_only(environment, "/env")
+                    .with_read_only(tree, "/source")
+                    .with_read_only(_overlay(folder, spec.files), "/overlay")
+                    .with_read_only(_reporter(folder), REPORT_FOLDER)
+                    .with_environment(self._variables(spec.env, runner))
+                )
+                if forwards:
+                    box = box.with_environment({"PONYSWARM_FORWARD": " ".join(forwards)})
+                if site is not None:
+                    box = box.with_read_only(site, SITE)
+                confined = await self._test(run, box, spec, folder)
+                if given.trouble:
+                    raise Broken(Reason.SERVICE, given.trouble)
         return self._judged(run, confined, spec, runner)
 
     async def tree(self, archive: Path, source_hash: bytes) -> Path:
@@ -248,6 +279,28 @@ class Executor:
                     source.remove(partial)
         return source.top(target)
 
+    def _check_services(self, cell: Cell) -> None:
+        """End early what would end for want of a service."""
+        for service in cell.services:
+            if self._services is None:
+                raise Broken(Reason.SERVICE, f"{service} is wanted, and no service is offered here")
+            if self._services.offer(service) is None:
+                raise Broken(Reason.SERVICE, self._services.why_not(service))
+
+    @asynccontextmanager
+    async def _provisioned(
+        self, run: _Run, cell: Cell, slot: int, interpreter: Installed
+    ) -> AsyncIterator[Given]:
+        """What the cell's services give this run; taken away when it ends."""
+        if self._services is None or not cell.services:
+            yield provisioning.of_cell(cell)
+            return
+        run.step("services")
+        async with self._services.provisioned(cell, slot=slot, interpreter=interpreter) as given:
+            if run.environment is not None:
+                run.environment = replace(run.environment, services=given.versions)
+            yield given
+
     async def _resolved(
         self, tree: Path, spec: Spec, cell: Cell, interpreter: Installed, resolve_before: int
     ) -> Lock:
@@ -264,9 +317,7 @@ class Executor:
         except (LocalError, InfraError) as fault:
             raise Broken(Reason.INSTALL, str(fault)) from fault
 
-    async def _test(
-        self, run: _Run, box: Sandbox, spec: Spec, runner: Runner, folder: Path
-    ) -> Confined:
+    async def _test(self, run: _Run, box: Sandbox, spec: Spec, folder: Path) -> Confined:
         report = run.report = Report(trio.current_time)
         shown = 0
 
@@ -287,7 +338,7 @@ class Executor:
         channel = Channel(_made(folder / "test") / "report", feed)
         try:
             confined = await box.run(
-                ["/bin/sh", "-c", ENTRY, "sh", *runner.argv(spec)],
+                ["/bin/sh", "-c", ENTRY, "sh", *spec.command],
                 patience=Patience(
                     seconds=min(self._limits.seconds, spec.timeout),
                     silent_seconds=self._limits.silent_seconds,
@@ -309,8 +360,7 @@ class Executor:
         tests = report.tests
         whole = ended.how is How.EXITED and not ended.signal
         why = runner.judge(report, ended.code) if whole else ""
-        alone = spec.runner == COMMAND and not spec.report
-        if alone:
+        if spec.runner == COMMAND:
             status = Status.PASSED if ended.code == 0 else Status.FAILED
             message = f"exit status {ended.code}" if ended.code else ""
             command = TestOutcome(id=COMMAND, status=status, seconds=ended.seconds, message=message)
@@ -349,7 +399,7 @@ class Executor:
             return broken(Reason.CRASHED, f"killed by signal {ended.signal}")
         if why:
             return broken(Reason.CRASHED, why)
-        if ended.code and not alone and not _explains(tests):
+        if ended.code and spec.runner != COMMAND and not _explains(tests):
             # A coverage threshold, say: no test is bad and yet the command is.
             message = f"exit status {ended.code} although no test failed"
             command = TestOutcome(id=COMMAND, status=Status.FAILED, message=message)
@@ -402,21 +452,10 @@ def _explains(tests: tuple[TestOutcome, ...]) -> bool:
     return any(test.status in BAD_STATUSES or test.status is Status.XPASSED for test in tests)
 
 
-def _filled(texts: Mapping[str, str], facts: Mapping[str, str]) -> dict[str, str]:
-    """Texts with their placeholders filled in; of services there are none here yet."""
-
-    def fact(found: re.Match[str]) -> str:
-        if found[1] not in facts:
-            raise Broken(Reason.SERVICE, f"{found[0]} names a service or factor that is not here")
-        return facts[found[1]]
-
-    return {name: _PLACEHOLDER.sub(fact, text) for name, text in texts.items()}
-
-
-def _overlay(folder: Path, files: Mapping[str, str]) -> Path:
+def _overlay(folder: Path, files: Sequence[FileTemplate]) -> Path:
     """The job's ``[[files]]``, to be copied over the source inside the sandbox."""
     overlay = _made(folder / "overlay")
-    for name, content in files.items():
+    for name, content in ((file.path, file.content) for file in files):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
             raise Broken(Reason.SOURCE, f"a file outside the source tree: {name[:100]!r}")

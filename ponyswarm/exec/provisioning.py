@@ -11,8 +11,8 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,12 +26,13 @@ from ponyswarm.exec.services import SERVICES
 from ponyswarm.exec.services.hosting import Hosting, mark_of, open_hosting
 from ponyswarm.exec.services.service import Missing, Offer, Options, Place, Provisioned
 from ponyswarm.matrix import service_matches, service_requirement
-from ponyswarm.messages import Reason, Spec
+from ponyswarm.messages import Cell, Reason, Spec
 
 log = logging.getLogger("ponyswarm")
 
-# The one SQL database of a cell, whichever it is.
+# The one SQL database of a cell, whichever it is; and a cell's choice of a factor's value.
 DATABASE = "database"
+FACTOR = "factor"
 FIELDS = frozenset(
     {"url", "host", "port", "user", "password", "name", "socket", "engine"}
     | {"tcp_url", "tcp_host", "tcp_port", "version"}
@@ -39,12 +40,12 @@ FIELDS = frozenset(
 # Needs nothing but an interpreter, so nobody has to offer it.
 ALWAYS = ("sqlite",)
 SWEEP_SECONDS = 30.0
-_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_-]*)\.([a-z][a-z0-9_]*)\}")
+_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_-]*)\.([A-Za-z0-9][A-Za-z0-9_.-]*)\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What a run has of services; ``{}`` for a cell that names none."""
+    """What fills a run's placeholders: its factors, and what it has of services."""
 
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     parts: tuple[Provisioned, ...] = ()
@@ -62,11 +63,28 @@ class Given:
         """A text with its placeholders filled; what the cell has not becomes empty."""
 
         def value(match: re.Match[str]) -> str:
-            if not _is_service(match[1]):
+            if not _is_ours(match[1]):
                 return match[0]
             return self.values.get(match[1], {}).get(match[2], "")
 
         return _PLACEHOLDER.sub(value, text)
+
+    def plain(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """Those of the texts that are the same for every run of the cell, filled."""
+        return {
+            name: self.fill(text)
+            for name, text in texts.items()
+            if all(match[1] == FACTOR for match in _ours(text))
+        }
+
+    def filled(self, spec: Spec) -> Spec:
+        """The spec of a run, with its placeholders filled."""
+        return replace(
+            spec,
+            command=tuple(map(self.fill, spec.command)),
+            env={name: self.fill(text) for name, text in spec.env.items()},
+            files=tuple(replace(file, content=self.fill(file.content)) for file in spec.files),
+        )
 
     def forwards(self, texts: Iterable[str]) -> tuple[str, ...]:
         """``PORT=SOCKET`` of what must be reachable by TCP inside, as these texts want it."""
@@ -86,7 +104,9 @@ class Given:
         return box
 
 
-NOTHING = Given()
+def of_cell(cell: Cell) -> Given:
+    """What fills the placeholders of a cell without services."""
+    return Given(values={FACTOR: dict(cell.factors)})
 
 
 class Services:
@@ -116,14 +136,14 @@ class Services:
 
     @asynccontextmanager
     async def provisioned(
-        self, requirements: Sequence[str], *, slot: int, interpreter: Installed
+        self, cell: Cell, *, slot: int, interpreter: Installed
     ) -> AsyncIterator[Given]:
         """A cell's services, given for as long as the context is open. Raises `Broken`."""
-        values: dict[str, Mapping[str, str]] = {}
+        values: dict[str, Mapping[str, str]] = {FACTOR: dict(cell.factors)}
         parts: list[Provisioned] = []
         place = Place(hosting=self._hosting, slot=slot, interpreter=interpreter)
         async with AsyncExitStack() as stack:
-            for requirement in requirements:
+            for requirement in cell.services:
                 offer = self.offer(requirement)
                 if offer is None:
                     raise Broken(Reason.SERVICE, self.why_not(requirement))
@@ -164,31 +184,64 @@ class Services:
         return f"{requirement} is not offered here, only {here}"
 
 
-def _is_service(name: str) -> bool:
-    return name in SERVICES or name == DATABASE
-
-
-def check_placeholders(spec: Spec, texts: Mapping[str, str]) -> None:
-    """See that each placeholder can mean something in this job. Raises `Broken`."""
-    named = {
-        service_requirement(part).name
-        for services in spec.services
-        for part in services.split("+")
-        if part.strip()
+def texts_of(spec: Spec) -> dict[str, str]:
+    """Every text of a spec that may have placeholders, under a name for people."""
+    return {
+        **dict(spec.env),
+        **{file.path: file.content for file in spec.files},
+        "command": " ".join(spec.command),
     }
-    databases = any(SERVICES[name].database for name in named if name in SERVICES)
-    for place, text in texts.items():
+
+
+def _is_ours(name: str) -> bool:
+    return name in SERVICES or name in (DATABASE, FACTOR)
+
+
+def _ours(text: str) -> Iterator[re.Match[str]]:
+    """The placeholders in a text; braces that mean something else are left alone."""
+    return (match for match in _PLACEHOLDER.finditer(text) if _is_ours(match[1]))
+
+
+def check_placeholders(spec: Spec) -> None:
+    """See that each placeholder can mean something in this job. Raises `Broken`."""
+    named = set()
+    for part in "+".join(spec.services).split("+"):
+        with suppress(LocalError):  # A service that a later version of us can name.
+            named.add(service_requirement(part).name)
+    if any(SERVICES[name].database for name in named if name in SERVICES):
+        named.add(DATABASE)
+    for place, text in texts_of(spec).items():
         for match in _PLACEHOLDER.finditer(text):
-            service, field_ = match[1], match[2]
-            if not _is_service(service):
-                continue
-            if service not in named and not (service == DATABASE and databases):
-                detail = f"{match[0]} in {place} names a service that the job's services do not"
-                raise Broken(Reason.SERVICE, detail)
-            if field_ not in FIELDS:
-                close = difflib.get_close_matches(field_, FIELDS, n=1)
-                hint = f"did you mean {{{service}.{close[0]}}}?" if close else "there is no such"
-                raise Broken(Reason.SERVICE, f"{match[0]} in {place}: {hint}")
+            wrong = _wrong(match[1], match[2], named, spec)
+            if wrong:
+                reason = Reason.SOURCE if match[1] == FACTOR else Reason.SERVICE
+                raise Broken(reason, f"{match[0]} in {place} {wrong}")
+
+
+def _wrong(name: str, field_: str, named: set[str], spec: Spec) -> str:
+    """Why a placeholder means nothing; "" when it does, or is none of ours."""
+    if name == FACTOR:
+        return "" if field_ in spec.factors else "names a factor that the job has not"
+    if not _is_ours(name):
+        close = difflib.get_close_matches(name, SERVICES, n=1, cutoff=0.8)
+        known = close and field_ in FIELDS
+        return f"names no service: did you mean {{{close[0]}.{field_}}}?" if known else ""
+    if name not in named:
+        return "names a service that is not among the job's services"
+    if field_ not in FIELDS:
+        close = difflib.get_close_matches(field_, FIELDS, n=1)
+        return f"is unknown: did you mean {{{name}.{(close or ['url'])[0]}}}?"
+    return ""
+
+
+def with_always(options: Mapping[str, Options]) -> dict[str, Options]:
+    """These, and what everybody offers."""
+    return {**{name: Options() for name in ALWAYS}, **options}
+
+
+def whatever_is_here(options: Mapping[str, Options]) -> dict[str, Options]:
+    """These, and all else that the machine may have: for the owner's own suites."""
+    return {**{name: Options() for name in SERVICES}, **options}
 
 
 async def probe(options: Mapping[str, Options]) -> dict[str, Offer | Missing]:
@@ -212,6 +265,12 @@ async def probe(options: Mapping[str, Options]) -> dict[str, Offer | Missing]:
     return {name: found[name] for name in options}
 
 
+async def sweep(options: Mapping[str, Options], *, scratch: Path, holds: Holds) -> None:
+    """Remove what a killed run in this scratch left: sockets, roles, databases."""
+    async with open_services(options, cache=scratch, scratch=scratch, holds=holds):
+        pass
+
+
 @asynccontextmanager
 async def open_services(
     options: Mapping[str, Options], *, cache: Path, scratch: Path, holds: Holds
@@ -220,7 +279,7 @@ async def open_services(
 
     ``scratch`` names the home: what a killed node of it left is removed first.
     """
-    chosen = {**{name: Options() for name in ALWAYS}, **options}
+    chosen = with_always(options)
     probed = await probe(chosen)
     mark = mark_of(scratch)
     async with open_hosting(cache=cache, holds=holds, mark=mark) as hosting:

@@ -244,15 +244,20 @@ class Hosting:
             await listener.bind(str(path))
             path.chmod(0o777)
             listener.listen(64)
-            async with trio.open_nursery() as nursery:
-                serve = partial(
-                    _bridge, host=host, port=port, limit=trio.CapacityLimiter(MAX_BRIDGED)
-                )
-                nursery.start_soon(trio.serve_listeners, serve, [trio.SocketListener(listener)])
-                try:
-                    yield path
-                finally:
-                    nursery.cancel_scope.cancel()
+            scope = trio.CancelScope()
+            limit = trio.CapacityLimiter(MAX_BRIDGED)
+            handler = partial(_bridge, host=host, port=port, limit=limit)
+
+            async def serve() -> None:
+                with scope:
+                    await trio.serve_listeners(handler, [trio.SocketListener(listener)])
+
+            # Not in a nursery of its own: it would wrap what a run raises in a group.
+            self._nursery.start_soon(serve)
+            try:
+                yield path
+            finally:
+                scope.cancel()
         finally:
             listener.close()
             shutil.rmtree(folder, ignore_errors=True)
