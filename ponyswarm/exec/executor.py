@@ -255,7 +255,7 @@ class Executor:
                     box = box.with_environment({"PONYSWARM_FORWARD": " ".join(forwards)})
                 if site is not None:
                     box = box.with_read_only(site, SITE)
-                confined = await self._test(run, box, spec, folder)
+                confined = await self._test(run, box, spec, runner, folder)
                 if given.trouble:
                     raise Broken(Reason.SERVICE, given.trouble)
         return self._judged(run, confined, spec, runner)
@@ -317,7 +317,9 @@ class Executor:
         except (LocalError, InfraError) as fault:
             raise Broken(Reason.INSTALL, str(fault)) from fault
 
-    async def _test(self, run: _Run, box: Sandbox, spec: Spec, folder: Path) -> Confined:
+    async def _test(
+        self, run: _Run, box: Sandbox, spec: Spec, runner: Runner, folder: Path
+    ) -> Confined:
         report = run.report = Report(trio.current_time)
         shown = 0
 
@@ -338,7 +340,7 @@ class Executor:
         channel = Channel(_made(folder / "test") / "report", feed)
         try:
             confined = await box.run(
-                ["/bin/sh", "-c", ENTRY, "sh", *spec.command],
+                ["/bin/sh", "-c", ENTRY, "sh", *runner.argv(spec)],
                 patience=Patience(
                     seconds=min(self._limits.seconds, spec.timeout),
                     silent_seconds=self._limits.silent_seconds,
@@ -360,7 +362,8 @@ class Executor:
         tests = report.tests
         whole = ended.how is How.EXITED and not ended.signal
         why = runner.judge(report, ended.code) if whole else ""
-        if spec.runner == COMMAND:
+        alone = spec.runner == COMMAND and not spec.report
+        if alone:
             status = Status.PASSED if ended.code == 0 else Status.FAILED
             message = f"exit status {ended.code}" if ended.code else ""
             command = TestOutcome(id=COMMAND, status=status, seconds=ended.seconds, message=message)
@@ -399,7 +402,7 @@ class Executor:
             return broken(Reason.CRASHED, f"killed by signal {ended.signal}")
         if why:
             return broken(Reason.CRASHED, why)
-        if ended.code and spec.runner != COMMAND and not _explains(tests):
+        if ended.code and not alone and not _explains(tests):
             # A coverage threshold, say: no test is bad and yet the command is.
             message = f"exit status {ended.code} although no test failed"
             command = TestOutcome(id=COMMAND, status=Status.FAILED, message=message)
