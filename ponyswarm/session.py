@@ -22,7 +22,7 @@ from ponyswarm.ledger.journal import Journal, boot_id, machine_id
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Entry, Payload
 from ponyswarm.p2p.blobs import BlobStore
-from ponyswarm.policy import refusal
+from ponyswarm.policy import draft_refusal
 
 # Space that is always left free on the disk the blobs are on.
 DISK_FLOOR = 1 << 30
@@ -69,7 +69,7 @@ class Session:
             )
         except PeerError as fault:
             raise LocalError(f"this cannot be published: {fault}") from fault
-        reason = refusal(state, draft, payload)
+        reason = draft_refusal(state, draft, payload)
         if reason is None:
             return
         if state is None:
