@@ -25,6 +25,10 @@ EXIT_INTERRUPTED = 130
 # Name: (where the command is, its line of help). The command's own help may say more.
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("ponyswarm.cli.init:init", "Set this machine up: settings, key, interpreters."),
+    "doctor": (
+        "ponyswarm.cli.doctor:doctor",
+        "Say what works on this machine, and what would help.",
+    ),
     "trust": ("ponyswarm.cli.trust:trust", "Choose the projects whose jobs may run here."),
     "follow": ("ponyswarm.cli.trust:follow", "Choose further projects whose ledger to keep."),
     "node": ("ponyswarm.cli.node:node", "Run this machine's node."),

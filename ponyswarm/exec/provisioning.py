@@ -136,7 +136,7 @@ class Services:
 
     @asynccontextmanager
     async def provisioned(
-        self, cell: Cell, *, slot: int, interpreter: Installed
+        self, cell: Cell, *, slot: int, interpreter: Installed | None
     ) -> AsyncIterator[Given]:
         """A cell's services, given for as long as the context is open. Raises `Broken`."""
         values: dict[str, Mapping[str, str]] = {FACTOR: dict(cell.factors)}

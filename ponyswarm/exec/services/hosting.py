@@ -23,6 +23,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import psutil
 import trio
 
 from ponyswarm.errors import InfraError
@@ -192,7 +193,8 @@ class Hosting:
                 partial_.mkdir(mode=0o700, parents=True)
                 try:
                     await self._make(name, slot, script, program, environment, partial_)
-                    partial_.rename(home)
+                    with suppress(OSError):
+                        partial_.rename(home)  # Another command on this home may have been first.
                 finally:
                     shutil.rmtree(partial_, ignore_errors=True)
             return home / "template.tar", (home / "password").read_text("ascii")
@@ -300,7 +302,8 @@ async def open_hosting(*, cache: Path, holds: Holds, mark: str) -> AsyncIterator
                 shutil.rmtree(left, ignore_errors=True)
     if cache.is_dir():
         for left in (cache / "services").glob("*.partial-*"):
-            shutil.rmtree(left, ignore_errors=True)
+            if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+                shutil.rmtree(left, ignore_errors=True)
     if holds.groups is not None:
         cgroup.sweep(holds.groups, mark)
     folder = Path(tempfile.mkdtemp(prefix=name, dir=base))

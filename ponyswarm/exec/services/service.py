@@ -84,7 +84,7 @@ class Place:
 
     hosting: Hosting
     slot: int
-    interpreter: Installed
+    interpreter: Installed | None = None
 
     def name(self) -> str:
         """A new name for a database and its role, marked as this home's."""

@@ -23,11 +23,13 @@ class Sqlite:
 
     @asynccontextmanager
     async def provision(self, place: Place, options: Options) -> AsyncIterator[Provisioned]:
-        # The interpreter's own, which need not be that of ours.
-        version = await hosting.version_of(
-            place.interpreter.path,
-            *("-E", "-S", "-c", "import sqlite3; print(sqlite3.sqlite_version)"),
-        )
+        version = sqlite3.sqlite_version
+        if place.interpreter is not None:
+            # The interpreter's own, which need not be that of ours.
+            version = await hosting.version_of(
+                place.interpreter.path,
+                *("-E", "-S", "-c", "import sqlite3; print(sqlite3.sqlite_version)"),
+            )
         yield Provisioned(
             placeholders={
                 "url": f"sqlite:///{FILE}",
