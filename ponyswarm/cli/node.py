@@ -18,7 +18,9 @@ import trio
 from filelock import FileLock, Timeout
 
 from ponyswarm import config, keys, status
+from ponyswarm.cli import live
 from ponyswarm.cli.opening import opened, service_options
+from ponyswarm.cli.plain import HarmlessFormatter
 from ponyswarm.errors import InfraError, LocalError
 from ponyswarm.exec import interpreters, provisioning, sandbox
 from ponyswarm.exec.executor import Executor
@@ -51,6 +53,7 @@ Wrap = Callable[[Execute], Execute]
 @click.option("--read-only", is_flag=True, help="Run no jobs: only replicate and serve.")
 @click.option("--once", is_flag=True, help="Stop when there is nothing left to run.")
 @click.option("--dry-run", is_flag=True, help="Say what would be offered, and to whom; then end.")
+@click.option("--plain", is_flag=True, help="Only log lines, also on a terminal.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more.")
 @click.pass_obj
 def node(
@@ -60,6 +63,7 @@ def node(
     read_only: bool,
     once: bool,
     dry_run: bool,
+    plain: bool,
     verbose: bool,
 ) -> None:
     """Run this machine's node: replicate, serve, and run the jobs you trust.
@@ -70,7 +74,12 @@ def node(
     if dry_run:
         trio.run(describe, home)
         return
-    trio.run(partial(run, home, listen=listen, peers=peers, read_only=read_only, once=once))
+    main = partial(run, home, listen=listen, peers=peers, read_only=read_only, once=once)
+    if plain or not sys.stderr.isatty():
+        trio.run(main)
+        return
+    with live.showing(logging.DEBUG if verbose else logging.INFO) as show:
+        trio.run(partial(main, show=show))
 
 
 async def describe(home: Home) -> None:
@@ -96,13 +105,9 @@ async def describe(home: Home) -> None:
 
 def start_logging(*, verbose: bool, level: int = logging.INFO) -> None:
     """Plain lines on stderr: a time, a level where it matters, a sentence."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else level,
-        format="%(asctime)s %(levelname).1s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(HarmlessFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.DEBUG if verbose else level, handlers=[handler], force=True)
     for noisy in ("libp2p", "httpx", "httpcore", "filelock", "multiaddr"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
@@ -115,6 +120,7 @@ async def run(
     read_only: bool = False,
     once: bool = False,
     wrap: Wrap | None = None,
+    show: live.Show | None = None,
 ) -> None:
     """A node on this home until SIGINT or SIGTERM, or until there is nothing to run."""
     settings = _settings(home)
@@ -133,7 +139,7 @@ async def run(
             open_notary(key=session.key, ledger=home.ledger, witness=home.witness) as notary,
         ):
             where = listen or settings.listen
-            await _run(home, settings, session, notary, where, peers, read_only, once, wrap)
+            await _run(home, settings, session, notary, where, peers, read_only, once, wrap, show)
     finally:
         home.status.unlink(missing_ok=True)
         lock.release()
@@ -155,6 +161,7 @@ async def _run(
     read_only: bool,
     once: bool,
     wrap: Wrap | None,
+    show: live.Show | None,
 ) -> None:
     offered: Capacity | None = None
     execute: Execute | None = None
@@ -193,7 +200,7 @@ async def _run(
             log.info("no project is trusted yet: 'ponyswarm trust add PROJECT_ID' lets jobs in")
         report = partial(_status, opened_node, words, installed, time.time())
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_tell_status, home, report)
+            nursery.start_soon(_tell_status, home, report, show)
             nursery.start_soon(_watch_settings, home, opened_node)
             if once:
                 nursery.start_soon(_until_idle, opened_node, nursery.cancel_scope)
@@ -311,7 +318,9 @@ async def _watch_settings(home: Home, opened_node: Node) -> None:
         log.info("settings read again: %d projects trusted", len(settings.trusted))
 
 
-async def _tell_status(home: Home, report: Callable[[], status.NodeStatus]) -> None:
+async def _tell_status(
+    home: Home, report: Callable[[], status.NodeStatus], show: live.Show | None
+) -> None:
     """Write the status file when something changed, and now and then when nothing did."""
     last: object = None
     written = 0.0
@@ -324,6 +333,8 @@ async def _tell_status(home: Home, report: Callable[[], status.NodeStatus]) -> N
                 status.write(home.status, now)
             except OSError as fault:
                 log.warning("the status file cannot be written: %s", fault)
+            if show is not None:
+                show(now)
         await trio.sleep(STATUS_EVERY)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 import click
+from rich.markup import escape
 
 from ponyswarm import config, keys
 from ponyswarm.cli import (
@@ -20,6 +21,7 @@ from ponyswarm.cli import (
     print_json,
 )
 from ponyswarm.cli.opening import running_status
+from ponyswarm.cli.plain import harmless
 from ponyswarm.cli.tables import console, print_matrix, verdict_text
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
@@ -181,14 +183,8 @@ def show(home: Home, cell: str, with_log: bool, as_json: bool) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text of strangers, made harmless: no markup, no terminal control, no bidi tricks."""
-    from rich.markup import escape
-
-    kept = "".join(c if c == "\n" or (c.isprintable() and c not in _BIDI) else "�" for c in text)
-    return escape(kept)
-
-
-_BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    """Text of strangers for rich: harmless, and no markup."""
+    return escape(harmless(text))
 
 
 def _failing(home: Home, row: ResultRow) -> list[tuple[str, str]]:
