@@ -35,6 +35,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("ponyswarm.cli.read:status", "Show what the node here is doing."),
     "key": ("ponyswarm.cli.key:key", "Make or show your key."),
     "project": ("ponyswarm.cli.project:project", "Create and look after a project."),
+    "init-project": (
+        "ponyswarm.cli.init_project:init_project",
+        "Propose [tool.ponyswarm] from what a project has.",
+    ),
     "run": ("ponyswarm.cli.run:run", "Run a project's matrix on this machine."),
     "announce": ("ponyswarm.cli.announce:announce", "Ask volunteers to test a commit."),
     "withdraw": ("ponyswarm.cli.maintain:withdraw", "End a job: nobody runs it any more."),

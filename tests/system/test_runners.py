@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from exec_lab import archive, executor, in_trio, run
+from exec_lab import archive, executor, holds, in_trio, run
 
 from ponyswarm.errors import InfraError
 from ponyswarm.exec import index, interpreters
@@ -201,7 +201,14 @@ def django_home(tmp_path_factory):
     return tmp_path_factory.mktemp("django")
 
 
-async def django(home: Path, folder: Path, files: dict[str, str], *options: str, **more) -> Outcome:
+def django(home: Path, folder: Path, files: dict[str, str], *options: str, **more) -> Outcome:
+    holds()
+    return trio.run(functools.partial(run_django, home, folder, files, *options, **more))
+
+
+async def run_django(
+    home: Path, folder: Path, files: dict[str, str], *options: str, **more
+) -> Outcome:
     try:
         index._get(index.url() + "/django/", index.MAX_PAGE)
     except InfraError as fault:
@@ -232,19 +239,18 @@ async def django(home: Path, folder: Path, files: dict[str, str], *options: str,
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--parallel", "2")])
 def test_an_app_under_django_gives_the_same_alone_and_in_parallel(django_home, tmp_path, options):
-    outcome = trio.run(functools.partial(django, django_home, tmp_path / "p", FILES, *options))
+    outcome = django(django_home, tmp_path / "p", FILES, *options)
     assert (outcome.state, told(outcome)) == ("completed", SEEN), outcome.log.decode()
 
 
 @pytest.mark.slow
 def test_a_worker_of_django_that_hangs_is_named(django_home, tmp_path):
-    hangs = INNER.replace("def test_inner(self): pass", "def test_inner(self):\n        while 1: pass")
-    files = {**FILES, "app/tests.py": hangs}
-    more = {"silent_seconds": 6.0}
-    run = functools.partial(
-        django, django_home, tmp_path / "p", files, "app.tests", "--parallel", "2", **more
+    hangs = INNER.replace(
+        "def test_inner(self): pass", "def test_inner(self):\n        while 1: pass"
     )
-    outcome = trio.run(run)
+    files = {**FILES, "app/tests.py": hangs}
+    options = ("app.tests", "--parallel", "2")
+    outcome = django(django_home, tmp_path / "p", files, *options, silent_seconds=6.0)
     assert (outcome.reason, outcome.culprit) == (
         Reason.NO_OUTPUT,
         "app.tests.Inner.test_inner",
