@@ -217,7 +217,7 @@ async def _verdicts(home: Home, job: bytes, seconds: int) -> int:
         row = reader.find_job(None, job.hex(), None)
         with trio.move_on_after(seconds):
             while True:
-                cells = reader.cells(row, ReaderPolicy(agreeing=row.redundancy))
+                cells = reader.matrix(row, ReaderPolicy(agreeing=row.redundancy))
                 counted = Counter(str(cell.finding.verdict) for cell in cells)
                 text = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counted.items()))
                 if text != said:

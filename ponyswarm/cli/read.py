@@ -123,11 +123,15 @@ def results(
     with Reader(home.ledger) as reader:
         found = reader.find_job(reader.find_project(project), job, commit)
         chosen = reader_policy(policy, agreeing or found.redundancy)
-        cells = reader.cells(found, chosen)
+        cells = reader.matrix(found, chosen)
+        forked = sorted(keys.peer_id(key) for key in reader.forked(found.project))
     if as_json:
-        print_json({**job_facts(found), "cells": [cell_facts(cell) for cell in cells]})
+        facts = [cell_facts(cell) for cell in cells]
+        print_json({**job_facts(found), "forked": forked, "cells": facts})
     else:
         print_matrix(found, cells)
+        for key in forked:
+            click.echo(f"forked: {key} signed two histories; its results count for nothing")
     ctx.exit(exit_code(cells))
 
 
@@ -141,48 +145,53 @@ def show(home: Home, cell: str, with_log: bool, as_json: bool) -> None:
     with Reader(home.ledger) as reader:
         job_id, cell_id = reader.find_cell(cell)
         job = reader.find_job(None, job_id.hex(), None)
-        row = next(
-            row
-            for row in reader.cells(job, ReaderPolicy(agreeing=job.redundancy))
-            if row.id == cell_id
-        )
+        (row,) = reader.cells(job, ReaderPolicy(agreeing=job.redundancy), cell_id)
+        forked = reader.forked(job.project)
     failing = {result.entry: _failing(home, result) for result in row.results}
     if as_json:
         print_json(
             {
                 **cell_facts(row),
                 "job": job_facts(job),
-                "results": [_result_facts(result, failing[result.entry]) for result in row.results],
+                "results": [
+                    {
+                        **_result_facts(result, failing[result.entry]),
+                        "forked": result.author in forked,
+                    }
+                    for result in row.results
+                ],
             }
         )
         return
     out = console()
     out.print(
-        f"[bold]{_plain(job.title)}[/bold]  python {_plain(row.python)} "
-        f"{_plain(row.services)} {_plain(row.factors)}"
+        f"[bold]{plain(job.title)}[/bold]  python {plain(row.python)} "
+        f"{plain(row.services)} {plain(row.factors)}"
     )
     out.print(verdict_text(row.finding))
     for result in row.results:
-        mark = " [dim](disputed feed)[/dim]" if result.disputed else ""
+        mark = " [magenta](forked: counts for nothing)[/magenta]" * (result.author in forked)
+        if result.disputed:
+            mark = " [magenta](after the fork of its feed: disputed)[/magenta]"
         out.print(
-            f"\n{keys.peer_id(result.author)}{mark}\n  {_plain(result.environment)}, "
+            f"\n{keys.peer_id(result.author)}{mark}\n  {plain(result.environment)}, "
             f"{result.seconds:.1f} s, outcome {result.digest.hex()[:12]}"
         )
         if result.state == "broken":
-            out.print(f"  broken: {result.reason} {_plain(result.result.detail)}")
+            out.print(f"  broken: {result.reason} {plain(result.result.detail)}")
         out.print(
             f"  {result.total} tests: {result.passed} passed, {result.failed} bad, "
             f"{result.skipped} skipped"
         )
         for test, message in failing[result.entry]:
-            out.print(f"  [red]✗[/red] {_plain(test)}")
+            out.print(f"  [red]✗[/red] {plain(test)}")
             for line in message.splitlines()[-12:]:
-                out.print(f"      {_plain(line)}", style="dim")
+                out.print(f"      {plain(line)}", style="dim")
         if with_log:
-            out.print(_plain(_log(home, result)))
+            out.print(plain(_log(home, result)))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text of strangers for rich: harmless, and no markup."""
     return escape(harmless(text))
 
@@ -270,6 +279,7 @@ def log(home: Home, project: str | None, author: str | None, most: int, as_json:
                     "time": row.time,
                     "project": row.project_name,
                     "text": row.text,
+                    "disputed": row.disputed,
                 }
                 for row in rows
             ]
@@ -279,7 +289,9 @@ def log(home: Home, project: str | None, author: str | None, most: int, as_json:
     for row in rows:
         out.print(
             f"[dim]{moment(row.time)}[/dim] {row.id.hex()[:12]} {row.kind:<9} "
-            f"{short(row.author)} #{row.seq:<4} {_plain(row.project_name)}  {_plain(row.text)}",
+            f"{short(row.author)} #{row.seq:<4} {plain(row.project_name)}  {plain(row.text)}"
+            + " [magenta](disputed: after a fork)[/magenta]"
+            * row.disputed,
             overflow="ellipsis",
             no_wrap=True,
         )
@@ -377,7 +389,7 @@ def status(home: Home, as_json: bool) -> None:
     out.print(f"[bold]{now.peer}[/bold]  pid {now.pid}, up {time.time() - now.started:.0f} s")
     for address in now.addresses:
         out.print(f"  listens   {address}")
-    out.print(f"  sandbox   {_plain(now.sandbox)}")
+    out.print(f"  sandbox   {plain(now.sandbox)}")
     out.print(f"  pythons   {', '.join(now.interpreters) or 'none'}")
     out.print(f"  peers     {len(now.peers)}")
     for peer in now.peers:
@@ -387,19 +399,19 @@ def status(home: Home, as_json: bool) -> None:
     for project in now.projects:
         word = "trusted" if project.trusted else "followed"
         out.print(
-            f"  {word:<9} {_plain(project.name) or '?'}  {project.project[:16]}…, "
+            f"  {word:<9} {plain(project.name) or '?'}  {project.project[:16]}…, "
             f"{project.volunteers} volunteers offer"
         )
     for run in now.running:
         total = "" if run.total is None else f"/{run.total}"
         out.print(
-            f"  running   {_plain(run.title)} on {_plain(run.cell)}: {run.step} "
+            f"  running   {plain(run.title)} on {plain(run.cell)}: {run.step} "
             f"{run.done}{total}, {run.seconds:.0f} s"
         )
     for idle in now.idle:
-        out.print(f"  not run   {_plain(idle.title)}: {_plain(idle.why)}")
+        out.print(f"  not run   {plain(idle.title)}: {plain(idle.why)}")
     for project in now.heard:
-        out.print(f"  heard of  {_plain(project.name)}  {project.project}")
+        out.print(f"  heard of  {plain(project.name)}  {project.project}")
     if now.refused:
         counted = ", ".join(f"{why} {n}" for why, n in sorted(now.refused.items()))
         out.print(f"  refused   {counted}")

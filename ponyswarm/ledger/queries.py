@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import heapq
 import sqlite3
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ponyswarm.codec import (
-    comparable,
     decode_frame,
     decode_payload,
     is_authentic,
     unpack_header,
 )
 from ponyswarm.errors import LocalError, PeerError
-from ponyswarm.keys import is_valid_key
+from ponyswarm.keys import is_valid_key, peer_id
 from ponyswarm.ledger.chain import Head, Refused, judge
 from ponyswarm.ledger.store import RIGHTS, id_prefix
-from ponyswarm.ledger.verdicts import Finding, Run
-from ponyswarm.ledger.verdicts import judge as judge_cell
-from ponyswarm.messages import Announce, Entry, Kind, Project, Result
+from ponyswarm.ledger.verdicts import Finding, Outcome, weigh
+from ponyswarm.messages import (
+    Announce,
+    Entry,
+    Fork,
+    Kind,
+    Project,
+    Result,
+    Revoke,
+    Vouch,
+    Withdraw,
+)
 from ponyswarm.policy import ProjectState, ReaderPolicy, fold
+
+_JOBS = (
+    "SELECT job.job, job.project, ifnull(project.name, ''), title, \"commit\", announced,"
+    " expires, redundancy, EXISTS (SELECT 1 FROM withdrawal AS w"
+    " WHERE w.project = job.project AND w.job = job.job), author.key"
+    " FROM job LEFT JOIN project USING (project) JOIN author USING (author)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +77,16 @@ class ResultRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellRow:
-    """One cell of a job with its finding and all its outcomes."""
+    """One cell of a job with its finding, how many runs it rests on, and, where they were
+    asked for, all their outcomes."""
 
     id: bytes
     python: str
     services: str
     factors: str
     finding: Finding
-    results: tuple[ResultRow, ...]
+    runs: int = 0
+    results: tuple[ResultRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +99,7 @@ class LogRow:
     time: int
     project_name: str
     text: str
+    disputed: bool = False
 
 
 class Reader:
@@ -98,6 +118,10 @@ class Reader:
 
     def close(self) -> None:
         self._db.close()
+
+    def select(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a question that no method here asks."""
+        return self._db.execute(sql, values).fetchall()
 
     # --- names --------------------------------------------------------------------------
 
@@ -119,11 +143,8 @@ class Reader:
 
     def find_job(self, project: bytes | None, text: str | None, commit: str | None) -> JobRow:
         """A job by the beginning of its id, by commit, or the latest one of a project."""
-        jobs = self.jobs(project)
-        if text is not None:
-            jobs = [job for job in jobs if job.id.hex().startswith(text.lower())]
-        if commit is not None:
-            jobs = [job for job in jobs if job.commit and job.commit.startswith(commit)]
+        low, high = (None, None) if text is None else _id_range(text)
+        jobs = self._jobs(project, commit=commit, low=low, high=high, most=2)
         if not jobs:
             wish = f"job {text}" if text else f"job of commit {commit}" if commit else "job"
             raise LocalError(f"there is no {wish} in this ledger; 'ponyswarm log' shows what is")
@@ -136,8 +157,7 @@ class Reader:
         if not _is_hex(text):
             raise LocalError(f"{text!r} is not a cell's id: 'ponyswarm results PROJECT' shows ids")
         rows = self._db.execute(
-            "SELECT job, cell FROM cell WHERE lower(hex(cell)) LIKE ? || '%' LIMIT 3",
-            (text.lower(),),
+            "SELECT job, cell FROM cell WHERE cell BETWEEN ? AND ? LIMIT 3", _id_range(text)
         ).fetchall()
         if not rows:
             raise LocalError(f"no cell {text!r} here: 'ponyswarm results PROJECT' shows cell ids")
@@ -179,13 +199,29 @@ class Reader:
 
     def jobs(self, project: bytes | None = None) -> list[JobRow]:
         """Jobs, the latest announced first."""
+        return self._jobs(project)
+
+    def _jobs(
+        self,
+        project: bytes | None,
+        *,
+        commit: str | None = None,
+        low: bytes | None = None,
+        high: bytes | None = None,
+        most: int = -1,
+    ) -> list[JobRow]:
+        wishes = {
+            "job.project = :project": project,
+            # The first term is the index's own condition.
+            '"commit" != \'\' AND "commit" >= :commit AND "commit" < :commit || char(1114111)': (
+                commit or None
+            ),
+            "job.job BETWEEN :low AND :high": low,
+        }
+        where = " AND ".join(wish for wish, value in wishes.items() if value is not None)
         rows = self._db.execute(
-            "SELECT job.job, job.project, ifnull(project.name, ''), title, \"commit\", announced,"
-            " expires, redundancy, EXISTS (SELECT 1 FROM withdrawal AS w"
-            " WHERE w.project = job.project AND w.job = job.job), author.key"
-            " FROM job LEFT JOIN project USING (project) JOIN author USING (author)"
-            " WHERE ?1 IS NULL OR job.project = ?1 ORDER BY announced DESC, job.job",
-            (project,),
+            f"{_JOBS} WHERE {where or 'true'} ORDER BY announced DESC, job.job LIMIT :most",
+            {"project": project, "commit": commit, "low": low, "high": high, "most": most},
         )
         return [
             JobRow(
@@ -244,52 +280,173 @@ class Reader:
             since[author] = max(time, since.get(author, 0))
         return frozenset(a for a, time in since.items() if vouched.get(a, -1) <= time)
 
-    def cells(self, job: JobRow, policy: ReaderPolicy) -> list[CellRow]:
-        """Every cell of a job, in the matrix's order, with verdict and outcomes."""
+    def cells(self, job: JobRow, policy: ReaderPolicy, only: bytes | None = None) -> list[CellRow]:
+        """Every cell of a job, in the matrix's order, with verdict and outcomes.
+
+        ``only`` is the one cell that is asked for. Where the verdicts are enough, `matrix`
+        is much faster.
+        """
         results: dict[bytes, list[ResultRow]] = {}
-        for cell, row in self._results(job.id):
+        for cell, row in self._results(job.id, only):
             results.setdefault(cell, []).append(row)
+        return [
+            replace(row, results=tuple(results.get(row.id, ())))
+            for row in self.matrix(job, policy, only)
+        ]
+
+    def matrix(self, job: JobRow, policy: ReaderPolicy, only: bytes | None = None) -> list[CellRow]:
+        """Every cell of a job with its verdict, from derived columns alone: no outcomes."""
         state = self.project(job.project)
         operators = {} if state is None else dict(state.operators)
         forked = self.forked(job.project)
+        voices, broken, runs = self._voices(job, policy, state, forked, only)
         rows = self._db.execute(
-            "SELECT cell, python, services, factors FROM cell WHERE job = ? ORDER BY position",
-            (job.id,),
+            "SELECT cell, python, services, factors FROM cell WHERE job = ?1"
+            " AND (?2 IS NULL OR cell = ?2) ORDER BY position",
+            (job.id, only),
         )
-        found = []
-        for id_, python, services, factors in rows:
-            mine = results.get(id_, [])
-            finding = judge_cell(
-                [
-                    _as_run(order, row)
-                    for order, row in enumerate(mine)
-                    if not row.disputed
-                    and not (state is not None and state.is_revoked(row.author, row.time))
-                ],
-                policy,
-                operators=operators,
-                forked=forked,
+        return [
+            CellRow(
+                id=id_,
+                python=python,
+                services=services,
+                factors=factors,
+                finding=weigh(
+                    voices.get(id_, {}), broken.get(id_, {}), policy, operators=operators
+                ),
+                runs=runs.get(id_, 0),
             )
-            found.append(
-                CellRow(
-                    id=id_,
-                    python=python,
-                    services=services,
-                    factors=factors,
-                    finding=finding,
-                    results=tuple(mine),
-                )
-            )
-        return found
+            for id_, python, services, factors in rows
+        ]
 
-    def _results(self, job: bytes) -> list[tuple[bytes, ResultRow]]:
+    def _voices(
+        self,
+        job: JobRow,
+        policy: ReaderPolicy,
+        state: ProjectState | None,
+        forked: frozenset[bytes],
+        only: bytes | None,
+    ) -> tuple[
+        dict[bytes, dict[Outcome, list[bytes]]], dict[bytes, dict[str, int]], dict[bytes, int]
+    ]:
+        """By cell: who gave which outcome last, how many broke and why, how many runs."""
+        void = self._void(job, state)
+        operators = {} if state is None else state.operators
+        # This loop runs for each result of a job, sixty thousand times for a hot one.
+        keys: dict[int, bytes | None] = {}
+        voices: dict[bytes, dict[Outcome, list[bytes]]] = {}
+        broken: dict[bytes, dict[str, int]] = {}
+        runs: dict[bytes, int] = {}
+        said: dict[tuple[bytes, int], list[int]] = {}
+        here: dict[Outcome, list[bytes]] = {}
+        last_cell, last_author, outcomes = b"", -1, 0
+        for cell, author, arrival, reason, digest, set_, failed, total in self._db.execute(
+            "SELECT cell, author, arrival, CASE state WHEN 'completed' THEN NULL"
+            " ELSE ifnull(reason, '') END, digest, comparable, failed, total FROM result"
+            " WHERE job = ?1" + " AND cell = ?2" * (only is not None),
+            (job.id, only) if only is not None else (job.id,),
+        ):
+            if cell != last_cell:
+                if last_cell:
+                    runs[last_cell] = outcomes
+                last_cell, last_author, outcomes = cell, -1, 0
+                here = voices.setdefault(cell, {})
+            outcomes += 1
+            if void and arrival in void:
+                continue
+            if author not in keys:
+                keys[author] = self._counted(author, policy, operators, forked)
+            key = keys[author]
+            if key is None:
+                continue
+            if reason is not None:
+                reasons = broken.setdefault(cell, {})
+                reasons[reason] = reasons.get(reason, 0) + 1
+                continue
+            if author == last_author:
+                said.setdefault((cell, author), []).append(arrival)
+                continue
+            last_author = author
+            # A plain tuple equals an `Outcome` of the same, and is made much faster.
+            found = here.get((set_, digest, failed, total))  # type: ignore[call-overload]
+            if found is None:
+                here[Outcome(set_, digest, failed, total)] = [key]
+            else:
+                found.append(key)
+        if last_cell:
+            runs[last_cell] = outcomes
+        for cell, author in said:
+            self._last_word(job.id, cell, author, keys[author], void, voices[cell])
+        return voices, broken, runs
+
+    def _void(self, job: JobRow, state: ProjectState | None) -> set[int]:
+        """Arrivals of results that count for nothing: disputed, or of an ended key."""
+        void = {
+            row[0]
+            for row in self._db.execute(
+                "SELECT arrival FROM feed JOIN entry USING (feed) WHERE project = ?"
+                " AND forked_at IS NOT NULL AND seq >= forked_at",
+                (job.project,),
+            )
+        }
+        for key, since in {} if state is None else state.revoked.items():
+            void |= {
+                row[0]
+                for row in self._db.execute(
+                    "SELECT arrival FROM feed JOIN author USING (author) JOIN entry USING (feed)"
+                    " WHERE project = ? AND key = ? AND time >= ?",
+                    (job.project, key, since),
+                )
+            }
+        return void
+
+    def _counted(
+        self,
+        author: int,
+        policy: ReaderPolicy,
+        operators: Mapping[bytes, str],
+        forked: frozenset[bytes],
+    ) -> bytes | None:
+        """The key of an author whose word counts under a policy; None of any other."""
+        key = bytes(
+            self._db.execute("SELECT key FROM author WHERE author = ?", (author,)).fetchone()[0]
+        )
+        return None if key in forked or not policy.counts(key, operators) else key
+
+    def _last_word(
+        self,
+        job: bytes,
+        cell: bytes,
+        author: int,
+        key: bytes | None,
+        void: set[int],
+        voices: dict[Outcome, list[bytes]],
+    ) -> None:
+        """Who ran a cell more than once said what they said last, wherever it arrived first."""
+        assert key is not None
+        rows = self._db.execute(
+            "SELECT result.arrival, comparable, digest, failed, total FROM result"
+            " JOIN entry USING (arrival) JOIN feed USING (feed) WHERE job = ? AND cell = ?"
+            " AND result.author = ? AND state = 'completed' ORDER BY time, nonce, seq",
+            (job, cell, author),
+        ).fetchall()
+        for authors in voices.values():
+            if key in authors:
+                authors.remove(key)
+        last = next(row for row in reversed(rows) if row[0] not in void)
+        voices.setdefault(Outcome(*last[1:]), []).append(key)
+        for outcome in [outcome for outcome, authors in voices.items() if not authors]:
+            del voices[outcome]
+
+    def _results(self, job: bytes, only: bytes | None) -> list[tuple[bytes, ResultRow]]:
         rows = self._db.execute(
             "SELECT result.cell, author.key, entry.frame, result.environment,"
             " feed.forked_at IS NOT NULL AND entry.seq >= feed.forked_at"
             " FROM result JOIN author ON author.author = result.author"
             " JOIN entry USING (arrival) JOIN feed USING (feed)"
-            " WHERE result.job = ? ORDER BY author.key, entry.time, feed.nonce, entry.seq",
-            (job,),
+            " WHERE result.job = ?1 AND (?2 IS NULL OR result.cell = ?2)"
+            " ORDER BY author.key, entry.time, feed.nonce, entry.seq",
+            (job, only),
         )
         found = []
         for cell, author, frame, environment, disputed in rows:
@@ -326,15 +483,39 @@ class Reader:
         self, *, project: bytes | None = None, author: bytes | None = None, most: int = 50
     ) -> list[LogRow]:
         """The latest entries to arrive, newest first."""
-        rows = self._db.execute(
-            "SELECT entry.arrival, entry.frame, ifnull(project.name, '') FROM entry"
-            " JOIN feed USING (feed) JOIN author USING (author)"
-            " LEFT JOIN project USING (project)"
-            " WHERE (?1 IS NULL OR feed.project = ?1) AND (?2 IS NULL OR author.key = ?2)"
-            " ORDER BY arrival DESC LIMIT ?3",
-            (project, author, most),
+        columns = (
+            "SELECT entry.arrival, entry.frame, ifnull(project.name, ''),"
+            " forked_at IS NOT NULL AND entry.seq >= forked_at FROM entry"
+            " JOIN feed USING (feed) LEFT JOIN project USING (project)"
         )
-        return [_log_row(arrival, decode_frame(frame), name) for arrival, frame, name in rows]
+        if project is None and author is None:
+            rows = self._db.execute(f"{columns} ORDER BY arrival DESC LIMIT ?", (most,)).fetchall()
+        else:
+            # The latest of each feed, whatever else arrived since.
+            feeds = self._db.execute(
+                "SELECT feed FROM feed JOIN author USING (author)"
+                " WHERE (?1 IS NULL OR project = ?1) AND (?2 IS NULL OR key = ?2)",
+                (project, author),
+            ).fetchall()
+            arrivals = heapq.nlargest(
+                most,
+                (
+                    arrival
+                    for feed in feeds
+                    for (arrival,) in self._db.execute(
+                        "SELECT arrival FROM entry WHERE feed = ? ORDER BY seq DESC LIMIT ?",
+                        (*feed, most),
+                    )
+                ),
+            )
+            rows = [
+                self._db.execute(f"{columns} WHERE arrival = ?", (arrival,)).fetchone()
+                for arrival in arrivals
+            ]
+        return [
+            _log_row(arrival, decode_frame(frame), name, bool(disputed))
+            for arrival, frame, name, disputed in rows
+        ]
 
     def count(self) -> int:
         """How many entries there are."""
@@ -407,20 +588,14 @@ def _is_hex(text: str) -> bool:
     return 4 <= len(text) <= 64 and all(c in "0123456789abcdefABCDEF" for c in text)
 
 
-def _as_run(order: int, row: ResultRow) -> Run:
-    return Run(
-        author=row.author,
-        order=order,
-        completed=row.state == "completed",
-        reason=row.reason,
-        digest=row.digest,
-        comparable=comparable(row.result.environment),
-        failed=row.failed,
-        total=row.total,
-    )
+def _id_range(text: str) -> tuple[bytes, bytes]:
+    """The first and the last id that begin with these digits; none when they are not any."""
+    if not 1 <= len(text) <= 64 or not all(c in "0123456789abcdefABCDEF" for c in text):
+        return b"\1", b"\0"
+    return bytes.fromhex(text.ljust(64, "0")), bytes.fromhex(text.ljust(64, "f"))
 
 
-def _log_row(arrival: int, entry: Entry, project_name: str) -> LogRow:
+def _log_row(arrival: int, entry: Entry, project_name: str, disputed: bool) -> LogRow:
     payload = decode_payload(entry)
     match payload:
         case Project():
@@ -435,6 +610,15 @@ def _log_row(arrival: int, entry: Entry, project_name: str) -> LogRow:
                 if payload.state == "completed"
                 else f"broken: {payload.reason} {payload.detail}".rstrip()
             )
+        case Fork():
+            header = unpack_header(payload.first)
+            text = f"{peer_id(header.author)} forked its feed at #{header.seq}"
+        case Vouch():
+            text = f"{peer_id(payload.key)} is run by {payload.operator}"
+        case Revoke():
+            text = f"{peer_id(payload.key)} is ended: {payload.reason}".rstrip(": ")
+        case Withdraw():
+            text = f"job {payload.job.hex()[:16]} is withdrawn: {payload.reason}".rstrip(": ")
         case _:
             text = ""
     kind = Kind(entry.header.kind).name.lower() if payload is not None else str(entry.header.kind)
@@ -447,4 +631,5 @@ def _log_row(arrival: int, entry: Entry, project_name: str) -> LogRow:
         time=entry.header.time,
         project_name=project_name,
         text=text,
+        disputed=disputed,
     )

@@ -82,7 +82,7 @@ _FORKED_DOMAIN = b"ponyswarm/forked/v1\0"
 # The entries that a project's rights rest on: undisputed records, vouches and revocations.
 RIGHTS = """
     SELECT frame FROM entry JOIN feed USING (feed)
-    WHERE project = ? AND kind IN (1, 6, 7) AND (forked_at IS NULL OR seq < forked_at)
+    WHERE project = ? AND kind != 5 AND kind IN (1, 6, 7) AND (forked_at IS NULL OR seq < forked_at)
 """
 
 
@@ -584,7 +584,7 @@ class Store:
         self._db.execute("DELETE FROM withdrawal WHERE project = ?", (project,))
         rows = self._db.execute(
             "SELECT frame, forked_at IS NOT NULL AND seq >= forked_at"
-            " FROM entry JOIN feed USING (feed) WHERE project = ? AND kind IN (?, ?)"
+            " FROM entry JOIN feed USING (feed) WHERE project = ? AND kind != 5 AND kind IN (?, ?)"
             " ORDER BY time, id",
             (project, Kind.ANNOUNCE, Kind.WITHDRAW),
         ).fetchall()
@@ -784,8 +784,9 @@ class Store:
     def entries(self, project: bytes, kinds: Sequence[Kind]) -> list[Entry]:
         """All entries of some kinds in a project, in order of arrival."""
         rows = self._db.execute(
-            "SELECT frame FROM entry JOIN feed USING (feed)"
-            " WHERE project = ? AND kind IN (SELECT value FROM json_each(?)) ORDER BY arrival",
+            "SELECT frame FROM entry JOIN feed USING (feed) WHERE project = ?"
+            + " AND kind != 5" * (Kind.RESULT not in kinds)
+            + " AND kind IN (SELECT value FROM json_each(?)) ORDER BY arrival",
             (project, json.dumps(list(kinds))),
         )
         return [decode_frame(frame) for (frame,) in rows]

@@ -8,9 +8,10 @@ nothing. Broken runs say something about a machine and nothing about the tests.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from ponyswarm.policy import ReaderPolicy
 
@@ -37,6 +38,15 @@ class Run:
     reason: str = ""
     digest: bytes
     comparable: bytes
+    failed: int
+    total: int
+
+
+class Outcome(NamedTuple):
+    """What a completed run says. The counts are part of it: a copied digest is no support."""
+
+    comparable: bytes
+    digest: bytes
     failed: int
     total: int
 
@@ -83,53 +93,57 @@ def judge(
             latest[run.author] = run
         else:
             broken[run.reason] = broken.get(run.reason, 0) + 1
-    if not latest:
+    voices: dict[Outcome, list[bytes]] = {}
+    for author, run in latest.items():
+        outcome = Outcome(run.comparable, run.digest, run.failed, run.total)
+        voices.setdefault(outcome, []).append(author)
+    return weigh(voices, broken, policy, operators=operators)
+
+
+def weigh(
+    voices: Mapping[Outcome, Sequence[bytes]],
+    broken: Mapping[str, int],
+    policy: ReaderPolicy,
+    *,
+    operators: Mapping[bytes, str],
+) -> Finding:
+    """The verdict, from the authors that count and what each of them said last.
+
+    ``voices`` names them by outcome, each author once.
+    """
+    if not voices:
         return Finding(verdict=Verdict.BROKEN if broken else Verdict.PENDING, broken=broken)
-
-    def operator(author: bytes) -> str:
-        return operators.get(author, author.hex())
-
+    groups: dict[bytes, dict[Outcome, Sequence[bytes]]] = {}
+    for outcome, authors in voices.items():
+        groups.setdefault(outcome.comparable, {})[outcome] = authors
     best: Finding | None = None
-    for comparable in sorted({run.comparable for run in latest.values()}):
-        peers = [run for run in latest.values() if run.comparable == comparable]
-        finding = _judge_comparable(peers, policy, operator_of={a: operator(a) for a in latest})
+    for comparable in sorted(groups):
+        finding = _weigh_comparable(groups[comparable], policy, operators)
         if best is None or _weight(finding) > _weight(best):
             best = finding
     assert best is not None
-    return Finding(
-        verdict=best.verdict,
-        agree=best.agree,
-        of=best.of,
-        tests=best.tests,
-        failed=best.failed,
-        digest=best.digest,
-        supporters=best.supporters,
-        dissent=best.dissent,
-        broken=broken,
-    )
+    return replace(best, broken=broken)
 
 
-def _judge_comparable(
-    runs: list[Run], policy: ReaderPolicy, operator_of: Mapping[bytes, str]
+def _independent(authors: Iterable[bytes], operators: Mapping[bytes, str]) -> set[str | bytes]:
+    """Who speaks: operators where they are known, else the keys themselves."""
+    return {operators.get(author, author) for author in authors} if operators else set(authors)
+
+
+def _weigh_comparable(
+    voices: Mapping[Outcome, Sequence[bytes]],
+    policy: ReaderPolicy,
+    operators: Mapping[bytes, str],
 ) -> Finding:
-    # The counts are part of what a run says: a copied digest with other counts is no support.
-    by_outcome: dict[tuple[bytes, int, int], list[Run]] = {}
-    for run in runs:
-        by_outcome.setdefault((run.digest, run.failed, run.total), []).append(run)
-    voices = {
-        outcome: {operator_of[run.author] for run in group} for outcome, group in by_outcome.items()
-    }
+    speakers = {outcome: _independent(authors, operators) for outcome, authors in voices.items()}
     # Ties are broken by digest only to have one answer everywhere; a tie is never confirmed.
-    order = sorted(by_outcome, key=lambda outcome: (-len(voices[outcome]), outcome))
-    group = by_outcome[order[0]]
-    everyone = set().union(*voices.values())
-    agree, of = len(voices[order[0]]), len(everyone)
-    is_tie = len(order) > 1 and len(voices[order[1]]) == agree
-    sample = group[0]
+    order = sorted(voices, key=lambda outcome: (-len(speakers[outcome]), outcome[1:]))
+    first = order[0]
+    agree, of = len(speakers[first]), len(set().union(*speakers.values()))
+    is_tie = len(order) > 1 and len(speakers[order[1]]) == agree
     if agree >= policy.agreeing and 2 * agree > of and not is_tie:
-        bad = sample.failed > 0
-        verdict = Verdict.CONFIRMED_FAIL if bad else Verdict.CONFIRMED_PASS
-    elif len(by_outcome) > 1:
+        verdict = Verdict.CONFIRMED_FAIL if first.failed > 0 else Verdict.CONFIRMED_PASS
+    elif len(order) > 1:
         verdict = Verdict.DISPUTED
     else:
         verdict = Verdict.UNCONFIRMED
@@ -137,12 +151,62 @@ def _judge_comparable(
         verdict=verdict,
         agree=agree,
         of=of,
-        tests=sample.total,
-        failed=sample.failed,
-        digest=sample.digest,
-        supporters=tuple(sorted(run.author for run in group)),
-        dissent=tuple(sorted(run.author for run in runs if run not in group)),
+        tests=first.total,
+        failed=first.failed,
+        digest=first.digest,
+        supporters=tuple(sorted(voices[first])),
+        dissent=tuple(sorted(a for other in order[1:] for a in voices[other])),
     )
+
+
+@dataclass(slots=True)
+class Record:
+    """How one key's runs compare with what others gave, over many cells."""
+
+    runs: int = 0
+    agreed: int = 0
+    dissented: int = 0
+    alone: int = 0
+    open: int = 0
+    broken: int = 0
+
+
+def agreement(
+    cell: Iterable[tuple[bytes, Outcome | None]],
+    records: MutableMapping[bytes, Record],
+    *,
+    operators: Mapping[bytes, str],
+) -> None:
+    """Add one cell's runs, (author, outcome), to the records of their authors.
+
+    A run agreed when most independent operators with comparable runs gave its outcome,
+    dissented when most gave one other, is open when no outcome has most, and was alone
+    when nobody else's run compares with it. ``None`` is a broken run.
+    """
+    by_set: dict[bytes, dict[Outcome, list[bytes]]] = {}
+    for author, outcome in cell:
+        record = records.setdefault(author, Record())
+        record.runs += 1
+        if outcome is None:
+            record.broken += 1
+        else:
+            by_set.setdefault(outcome.comparable, {}).setdefault(outcome, []).append(author)
+    for voices in by_set.values():
+        speakers = {o: _independent(authors, operators) for o, authors in voices.items()}
+        everyone = set().union(*speakers.values())
+        most = max(voices, key=lambda outcome: (len(speakers[outcome]), outcome))
+        stands = 2 * len(speakers[most]) > len(everyone)
+        for outcome, authors in voices.items():
+            for author in authors:
+                record = records[author]
+                if len(everyone) == 1:
+                    record.alone += 1
+                elif not stands:
+                    record.open += 1
+                elif outcome == most:
+                    record.agreed += 1
+                else:
+                    record.dissented += 1
 
 
 def _weight(finding: Finding) -> tuple[int, int, int]:

@@ -1,0 +1,421 @@
+"""Further questions to the ledger: what differs, what is flaky, who agrees, what failed.
+
+Each works from outcomes as they are held here: from a run's list of tests where that blob
+is here (``read`` gives its bytes, or None), else from the digest and the names of bad
+tests in the entry. What is not known is said, never guessed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ponyswarm.codec import decode_frame, decode_payload, decode_tests
+from ponyswarm.errors import LocalError, PeerError
+from ponyswarm.ledger.queries import CellRow, JobRow, Reader
+from ponyswarm.ledger.verdicts import Outcome, Record, agreement
+from ponyswarm.messages import Result
+
+Read = Callable[[bytes], bytes | None]
+
+BAD = "bad"
+ABSENT = "not run"
+
+
+# --- what a run gave, test by test -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tests:
+    """Status by test id; ``whole`` when passed tests are among them, not the bad ones alone."""
+
+    statuses: Mapping[str, str]
+    whole: bool
+
+
+def tests_of(result: Result, read: Read) -> Tests | None:
+    """What is known here of a run's tests; None when only their number and digest are."""
+    data = None if result.tests is None else read(result.tests.hash)
+    if data is not None:
+        try:
+            return Tests({test.id: str(test.status) for test in decode_tests(data)}, whole=True)
+        except PeerError:
+            pass  # Whoever published it named a blob that is no list of tests.
+    bad = sum(n for status, n in result.counts.items() if status in ("failed", "error"))
+    if bad == len(result.bad):
+        return Tests(dict.fromkeys(result.bad, BAD), whole=False)
+    return None
+
+
+def differing(one: Tests, other: Tests) -> dict[str, tuple[str, str]]:
+    """The tests whose status differs. Where one list names bad tests alone, only those count."""
+    if one.whole and other.whole:
+        ids = one.statuses.keys() | other.statuses.keys()
+        pairs = {
+            id_: (one.statuses.get(id_, ABSENT), other.statuses.get(id_, ABSENT)) for id_ in ids
+        }
+    else:
+        left, right = _bad(one), _bad(other)
+        pairs = {
+            id_: (BAD if id_ in left else "good", BAD if id_ in right else "good")
+            for id_ in left | right
+        }
+    return {id_: pair for id_, pair in sorted(pairs.items()) if pair[0] != pair[1]}
+
+
+def _bad(tests: Tests) -> set[str]:
+    return {id_ for id_, status in tests.statuses.items() if status in (BAD, "failed", "error")}
+
+
+# --- diff ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One place of a matrix in two jobs, environments or volunteers.
+
+    ``tests`` is None when the outcomes differ and which tests do is not known here.
+    """
+
+    place: str
+    left: str
+    right: str
+    same: bool
+    tests: Mapping[str, tuple[str, str]] | None
+
+
+# A side of a comparison: the outcome that stands for each place.
+Side = Mapping[str, Result]
+
+
+def place(cell: CellRow, *, python: bool = True) -> str:
+    parts = (cell.python if python else "", cell.services, cell.factors)
+    return " ".join(part for part in parts if part)
+
+
+def of_job(cells: Iterable[CellRow]) -> Side:
+    """By cell: the outcome of the majority, or the only one, or a broken run."""
+    side = {}
+    for cell in cells:
+        runs = sorted(cell.results, key=lambda row: row.digest != cell.finding.digest)
+        if runs:
+            side[place(cell)] = runs[0].result
+    return side
+
+
+def of_volunteer(cells: Iterable[CellRow], key: bytes) -> Side:
+    """By cell: the last outcome of one key."""
+    return {place(cell): row.result for cell in cells for row in cell.results if row.author == key}
+
+
+def of_environment(cells: Iterable[CellRow], text: str) -> Side:
+    """By services and factors: the outcome on one Python or platform."""
+    chosen: dict[str, Result] = {}
+    for cell in cells:
+        runs = sorted(cell.results, key=lambda row: row.digest != cell.finding.digest)
+        fitting = [row for row in runs if cell.python == text or text in row.environment]
+        if fitting:
+            chosen[place(cell, python=False)] = fitting[0].result
+    return chosen
+
+
+def diff(left: Side, right: Side, read: Read) -> list[Difference]:
+    """What differs in each place that both sides have."""
+    found = []
+    for where in [where for where in left if where in right]:
+        one, other = left[where], right[where]
+        same = (one.state, one.digest) == (other.state, other.digest)
+        tests: Mapping[str, tuple[str, str]] | None = {}
+        if not same:
+            mine, theirs = tests_of(one, read), tests_of(other, read)
+            both_ran = one.state == other.state == "completed"
+            known = both_ran and mine is not None and theirs is not None
+            tests = differing(mine, theirs) if known and mine and theirs else None
+        found.append(
+            Difference(
+                place=where, left=_summary(one), right=_summary(other), same=same, tests=tests
+            )
+        )
+    return found
+
+
+def _summary(result: Result) -> str:
+    if result.state == "broken":
+        return f"broken ({result.reason})"
+    counts = {str(status): n for status, n in result.counts.items() if n}
+    return ", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "no tests"
+
+
+# --- flaky -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Flaky:
+    """A test that gave different statuses in runs that compare."""
+
+    test: str
+    statuses: dict[str, int] = field(default_factory=dict)
+    places: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class FlakyReport:
+    """The tests, most places first; how many sets of runs differ, and in how many of them it
+    is not known here which tests do."""
+
+    tests: list[Flaky]
+    differing: int
+    unknown: int
+
+
+def flaky(reader: Reader, project: bytes, read: Read) -> FlakyReport:
+    """Tests of a project whose status differs between comparable runs of the same source."""
+    forked = reader.forked(project)
+    groups = reader.select(
+        "SELECT job.source, cell.python, cell.services, cell.factors, comparable"
+        " FROM job JOIN result USING (job) JOIN cell ON cell.job = result.job"
+        " AND cell.cell = result.cell WHERE job.project = ? AND state = 'completed'"
+        " GROUP BY 1, 2, 3, 4, 5 HAVING count(DISTINCT digest) > 1",
+        (project,),
+    )
+    found: dict[str, Flaky] = {}
+    differ, unknown = 0, 0
+    for source, python, services, factors, set_ in groups:
+        rows = reader.select(
+            "SELECT frame FROM job JOIN cell USING (job) JOIN result ON result.job = job.job"
+            " AND result.cell = cell.cell JOIN entry USING (arrival) JOIN feed USING (feed)"
+            " JOIN author ON author.author = result.author"
+            " WHERE job.project = ? AND source = ? AND python = ? AND services = ?"
+            " AND factors = ? AND comparable = ? AND state = 'completed'"
+            " AND (forked_at IS NULL OR entry.seq < forked_at)",
+            (project, source, python, services, factors, set_),
+        )
+        entries = [decode_frame(frame) for (frame,) in rows]
+        runs = [
+            payload
+            for entry in entries
+            if entry.header.author not in forked
+            and isinstance(payload := decode_payload(entry), Result)
+        ]
+        if len({run.digest for run in runs}) < 2:
+            continue
+        differ += 1
+        known = [tests for run in runs if (tests := tests_of(run, read)) is not None]
+        if len(known) < len(runs):
+            unknown += 1
+        where = " ".join(part for part in (python, services, factors) if part)
+        # Where one list has bad tests alone, all are compared by that.
+        whole = all(tests.whole for tests in known)
+        for id_ in {id_ for tests in known for id_ in tests.statuses}:
+            seen = [
+                tests.statuses.get(id_, ABSENT)
+                if whole
+                else (BAD if id_ in _bad(tests) else "good")
+                for tests in known
+            ]
+            if len(set(seen)) > 1:
+                test = found.setdefault(id_, Flaky(id_))
+                test.places.add(where)
+                for status in seen:
+                    test.statuses[status] = test.statuses.get(status, 0) + 1
+    order = sorted(found.values(), key=lambda test: (-len(test.places), test.test))
+    return FlakyReport(order, differ, unknown)
+
+
+# --- volunteers ------------------------------------------------------------------------------
+
+
+def records(reader: Reader, project: bytes) -> dict[bytes, Record]:
+    """How each key's runs in a project compare with what others gave (`verdicts.agreement`).
+
+    Disputed runs are left out; those of a forked author are shown, and speak against nobody.
+    """
+    state = reader.project(project)
+    operators = {} if state is None else state.operators
+    forked = reader.forked(project)
+    void = {
+        row[0]
+        for row in reader.select(
+            "SELECT arrival FROM feed JOIN entry USING (feed) WHERE project = ?"
+            " AND forked_at IS NOT NULL AND seq >= forked_at",
+            (project,),
+        )
+    }
+    keys: dict[int, bytes] = {}
+    found: dict[bytes, Record] = {}
+    for (job,) in reader.select("SELECT job FROM job WHERE project = ?", (project,)):
+        cells: dict[bytes, list[tuple[bytes, Outcome | None]]] = {}
+        for cell, author, arrival, state_, set_, digest, failed, total in reader.select(
+            "SELECT cell, author, arrival, state, comparable, digest, failed, total"
+            " FROM result WHERE job = ?",
+            (job,),
+        ):
+            if arrival in void:
+                continue
+            if author not in keys:
+                keys[author] = reader.select("SELECT key FROM author WHERE author = ?", (author,))[
+                    0
+                ][0]
+            key = keys[author]
+            if key in forked:
+                found.setdefault(key, Record()).runs += 1
+                continue
+            outcome = Outcome(set_, digest, failed, total) if state_ == "completed" else None
+            cells.setdefault(cell, []).append((key, outcome))
+        for runs in cells.values():
+            agreement(runs, found, operators=operators)
+    return found
+
+
+# --- search ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A test that failed in a run."""
+
+    project: str
+    job: str
+    commit: str
+    place: str
+    volunteer: str
+    test: str
+    message: str
+    time: str
+
+
+def search(reader: Reader, text: str, most: int) -> list[Failure]:
+    """Failed tests whose id or message has all these words, the best matches first."""
+    words = [f'"{word.replace(chr(34), "")}"' for word in text.split() if word.strip('"')]
+    if not words:
+        raise LocalError("give at least one word to search for")
+    # The last word may be a beginning, as when one types.
+    query = " ".join(words) + "*"
+    rows = reader.select(
+        "SELECT ifnull(project, ''), ifnull(job, ''), ifnull(\"commit\", ''), ifnull(python, ''),"
+        " ifnull(services, ''), ifnull(factors, ''), volunteer, test, message, time"
+        " FROM (SELECT rowid AS found FROM failure_text WHERE failure_text MATCH ? ORDER BY rank"
+        " LIMIT ?) JOIN failures ON failure = found",
+        (query, most),
+    )
+    return [
+        Failure(
+            project=row[0],
+            job=row[1],
+            commit=row[2],
+            place=" ".join(part for part in row[3:6] if part),
+            volunteer=row[6],
+            test=row[7],
+            message=row[8],
+            time=row[9],
+        )
+        for row in rows
+    ]
+
+
+# --- free questions ----------------------------------------------------------------------------
+
+_ALLOWED = {
+    sqlite3.SQLITE_SELECT,
+    sqlite3.SQLITE_READ,
+    sqlite3.SQLITE_FUNCTION,
+    sqlite3.SQLITE_RECURSIVE,
+}
+# FTS5 asks for data_version itself, to see whether another process wrote.
+_PRAGMAS = frozenset({"table_info", "table_xinfo", "table_list", "index_list", "data_version"})
+_FORBIDDEN_FUNCTIONS = frozenset({"load_extension", "fts3_tokenizer", "readfile", "writefile"})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Rows of a free question; ``cut`` when there were more than were asked for."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[object, ...]]
+    cut: bool
+
+
+def sql(path: Path, query: str, *, seconds: float, most: int) -> Answer:
+    """Ask the ledger in SQL, reading only, within a time and a number of rows.
+
+    `LocalError` when the question is no single SELECT, or takes too long.
+    """
+    if not path.exists():
+        raise LocalError(f"there is no ledger at {path} yet: start 'ponyswarm node'")
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+    try:
+        db.execute("PRAGMA query_only = ON")
+        with contextlib.suppress(sqlite3.Error):
+            # FTS5 declares its columns when it is first used: before that is forbidden.
+            db.execute("SELECT rowid FROM failure_text LIMIT 0")
+        db.set_authorizer(_may)
+        deadline = time.monotonic() + seconds
+        db.set_progress_handler(lambda: int(time.monotonic() > deadline), 10_000)
+        try:
+            cursor = db.execute(query)
+            rows = cursor.fetchmany(most + 1)
+        except (sqlite3.Error, sqlite3.Warning) as fault:
+            if "interrupted" in str(fault):
+                raise LocalError(
+                    f"the query took longer than {seconds:g} s and was ended: narrow it, or allow "
+                    "more with --timeout"
+                ) from fault
+            raise LocalError(
+                f"the query is refused: {fault}; 'ponyswarm sql --schema' shows what there is"
+            ) from fault
+        if cursor.description is None:
+            raise LocalError("the query gives no rows: only SELECT is taken here")
+        columns = tuple(column[0] for column in cursor.description)
+        return Answer(columns, rows[:most], len(rows) > most)
+    finally:
+        db.close()
+
+
+def _may(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    if action == sqlite3.SQLITE_PRAGMA:
+        good = first in _PRAGMAS
+    else:
+        good = action in _ALLOWED and second not in _FORBIDDEN_FUNCTIONS
+    return sqlite3.SQLITE_OK if good else sqlite3.SQLITE_DENY
+
+
+def tables(path: Path) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(kind, name, columns) of what a person may ask about, views first."""
+    with Reader(path) as reader:
+        found = reader.select(
+            "SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'view')"
+            " AND name NOT LIKE 'sqlite_%' AND name NOT LIKE 'failure_text_%'"
+            " ORDER BY type DESC, name"
+        )
+        return [
+            (
+                kind,
+                name,
+                tuple(
+                    r[0] for r in reader.select("SELECT name FROM pragma_table_info(?)", (name,))
+                ),
+            )
+            for kind, name in found
+        ]
+
+
+def resolve(job: JobRow, cells: Sequence[CellRow], text: str) -> Side:
+    """A side of a comparison within one job: a volunteer's key (or its end), else a Python
+    or a piece of an environment's name. `LocalError` when nothing fits."""
+    from ponyswarm.keys import peer_id
+
+    authors = {row.author for cell in cells for row in cell.results}
+    fitting = [key for key in authors if len(text) >= 6 and peer_id(key).endswith(text)]
+    if len(fitting) == 1:
+        return of_volunteer(cells, fitting[0])
+    side = of_environment(cells, text)
+    if not side:
+        raise LocalError(
+            f"nothing in {job.title!r} ran on or by {text!r}: name a Python of the matrix, a part "
+            "of an environment such as 'linux arm64', or the end of a volunteer's key"
+        )
+    return side
