@@ -51,6 +51,20 @@ SYSTEM = {
     "bwrap": ("the sandbox that jobs run in", "bubblewrap"),
     "git": ("reads the source of a job", "git"),
 }
+# The servers that tests of services use: a pattern of a file that shows one is there, and
+# its packages on Debian and elsewhere. A test whose server is missing is skipped.
+TEST_SERVERS = (
+    ("/usr/lib/postgresql/*/bin/postgres", "postgresql"),
+    ("/usr/share/postgresql/*/extension/postgis.control", "postgresql-postgis"),
+    ("/usr/sbin/mariadbd", "mariadb-server"),
+    ("/usr/bin/redis-server", "redis-server"),
+    ("/usr/bin/memcached", "memcached"),
+)
+# Commands that tests use, and their packages: a reader of the ledger in another language.
+TEST_COMMANDS = (("node", "nodejs"),)
+# While it says this, installing a server's package does not start the server.
+POLICY = "/usr/sbin/policy-rc.d"
+
 INSTALLERS = (
     ("apt-get", "apt-get install -y"),
     ("dnf", "dnf install -y"),
@@ -298,6 +312,38 @@ def system_packages(may_install: bool) -> None:
         say("{} is missing ({})".format(name, SYSTEM[name][0]))
     if missing:
         say("to get it:  " + install_line([SYSTEM[name][1] for name in missing]))
+
+
+def missing_servers() -> list:
+    servers = [package for pattern, package in TEST_SERVERS if not glob.glob(pattern)]
+    return servers + [package for name, package in TEST_COMMANDS if not shutil.which(name)]
+
+
+@contextlib.contextmanager
+def unstarted() -> Iterator[None]:
+    """What apt installs meanwhile is not started: tests start servers of their own."""
+    if os.path.lexists(POLICY):
+        yield
+        return
+    descriptor = os.open(POLICY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write("#!/bin/sh\nexit 101\n")
+        yield
+    finally:
+        os.unlink(POLICY)
+
+
+def test_servers() -> None:
+    """Gets what the tests of services use if it may, else names it; never ends the set-up."""
+    missing = missing_servers() if sys.platform.startswith("linux") else []
+    if missing and is_apt_root():
+        with unstarted():
+            apt_install(missing)
+        missing = missing_servers()
+    if missing:
+        say("tests that need these are skipped without them; to get them:")
+        say("  " + install_line(missing))
 
 
 # --- the virtualenv -----------------------------------------------------------------------
@@ -569,6 +615,8 @@ def main(arguments: list) -> int:
     if home is not None:
         os.environ["PONYSWARM_HOME"] = os.path.abspath(os.path.expanduser(home))
     set_up(dev=command in ("demo", "test") or rest == ["--dev"])
+    if command == "test" or rest == ["--dev"]:
+        test_servers()
     python = venv_python()
     if command == "setup":
         return 0
