@@ -367,6 +367,34 @@ def test_apt_is_asked_once_more_after_an_update(bootstrap, monkeypatch, works_af
     assert asked == ["install", "update", "install"][: 1 if works_after == 1 else 3]
 
 
+def test_the_servers_of_tests_are_installed_without_being_started(
+    bootstrap, monkeypatch, tmp_path, capsys
+):
+    policy = tmp_path / "policy-rc.d"
+    seen = []
+
+    def install(packages):
+        seen.append((packages, policy.read_text(), os.access(policy, os.X_OK)))
+        return False
+
+    monkeypatch.setattr(bootstrap, "POLICY", str(policy))
+    monkeypatch.setattr(bootstrap, "TEST_SERVERS", (("/nowhere/*", "a"), ("/usr", "b")))
+    monkeypatch.setattr(bootstrap, "apt_install", install)
+    monkeypatch.setattr(bootstrap.sys, "platform", "linux")
+    monkeypatch.setattr(bootstrap, "is_apt_root", lambda: True)
+    bootstrap.test_servers()
+    assert seen == [(["a"], "#!/bin/sh\nexit 101\n", True)]
+    assert not policy.exists()
+    policy.write_text("the owner's")
+    bootstrap.test_servers()
+    assert policy.read_text() == "the owner's"
+    monkeypatch.setattr(bootstrap, "is_apt_root", lambda: False)
+    capsys.readouterr()
+    bootstrap.test_servers()
+    assert len(seen) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(" a")
+
+
 def test_missing_packages_are_named_and_do_not_end_the_set_up(bootstrap, monkeypatch, capsys):
     monkeypatch.setattr(bootstrap, "missing_commands", lambda: ["git"])
     monkeypatch.setattr(bootstrap, "is_apt_root", lambda: False)
