@@ -443,10 +443,12 @@ def template(
     slots: int = 1,
     memory: int = 2 * GIB,
     interpreters: Mapping[str, str] | None = None,
+    services: Iterable[str] = (),
 ) -> str:
-    """A commented ponyswarm.ini."""
+    """A commented ponyswarm.ini. ``services`` are those found here, for a comment."""
     found = interpreters or {}
     listed = "\n".join(f"{name} = {path}" for name, path in found.items())
+    here = ", ".join(services)
     return f"""\
 # PonySwarm's settings on this machine. A line that begins with '#' is a comment;
 # what stands in such a line is the value that holds without it, or an example.
@@ -489,7 +491,8 @@ projects =
 
 [services]
 # NAME = yes offers a service to jobs; each run gets a database of its own, which is
-# dropped after it. A server is started for jobs alone, from the programs installed here:
+# dropped after it. A server is started for jobs alone, from the programs installed here
+# ({f"found when this was written: {here}" if here else "'ponyswarm doctor' finds them"}):
 # postgresql = yes
 # postgresql.bin = /usr/lib/postgresql/15/bin
 # mariadb = yes

@@ -53,8 +53,11 @@ def init(
     found = survey(map(Path, pythons), search=not pythons)
     if pythons and found.skipped:
         raise LocalError("; ".join(item.reason for item in found.skipped))
+    services = _services()
     if not as_json:
         _show(found)
+        if services:
+            click.echo(f"  services: {', '.join(services)} (offer them under [services])")
     if not (yes or as_json) and sys.stdin.isatty():
         listen = listen or click.prompt(
             "Address to listen on", default=config.DEFAULT_LISTEN, value_proc=_ask_listen
@@ -69,6 +72,7 @@ def init(
         slots=slots,
         memory=memory,
         interpreters={item.name: item.path for item in found.found},
+        services=services,
     )
     config.parse(text, str(home.ini))
     made = _ensure_key(home)
@@ -89,6 +93,7 @@ def init(
                     }
                     for item in found.found
                 ],
+                "services": services,
                 "skipped": [{"path": item.path, "reason": item.reason} for item in found.skipped],
             }
         )
@@ -126,6 +131,17 @@ def _facts(home: Home) -> dict[str, object]:
 
 def _sandbox() -> str | None:
     return shutil.which("bwrap")
+
+
+def _services() -> list[str]:
+    """The services that could be offered here, as ``name version``."""
+    import trio
+
+    from ponyswarm.exec import provisioning
+    from ponyswarm.exec.services.service import Offer
+
+    probed = trio.run(provisioning.probe, provisioning.whatever_is_here({}))
+    return [one.words for one in probed.values() if isinstance(one, Offer)]
 
 
 def _share() -> tuple[int, int]:
