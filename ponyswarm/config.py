@@ -46,6 +46,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long files of jobs and outcomes are kept (seconds); ``archive``: for ever."""
+
+    keep: int = 90 * 86_400
+    archive: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """How this machine offers a service: the owner's options, and where its password is."""
 
@@ -62,6 +70,7 @@ class Settings:
     listen: tuple[str, ...] = (DEFAULT_LISTEN,)
     slots: int = 1
     limits: Limits = Limits()
+    retention: Retention = Retention()
     trusted: frozenset[bytes] = frozenset()
     followed: frozenset[bytes] = frozenset()
     interpreters: Mapping[str, Path] = field(default_factory=dict)
@@ -195,6 +204,7 @@ assert set(_LIMITS) == {item.name for item in fields(Limits)}
 _KEYS: dict[str, tuple[str, ...]] = {
     "node": ("listen", "slots"),
     "limits": tuple(_LIMITS),
+    "retention": ("keep", "archive"),
     "trust": ("projects",),
     "follow": ("projects",),
     "network": ("peers", "bootstrap"),
@@ -256,6 +266,12 @@ def parse(text: str, source: str = "ponyswarm.ini") -> Settings:
                 name: read("limits", name, getattr(default.limits, name), parser)
                 for name, parser in _LIMITS.items()
             }
+        ),
+        retention=Retention(
+            keep=read(
+                "retention", "keep", default.retention.keep, _at_least(parse_duration, 3600, "1 h")
+            ),
+            archive=read("retention", "archive", default.retention.archive, _yes_no),
         ),
         trusted=trusted,
         followed=trusted | frozenset(lines("follow", "projects", parse_project)),
@@ -474,6 +490,14 @@ silence = 10 min
 blobs = 5 GiB
 ledger = 5 GiB
 cache = 10 GiB
+
+[retention]
+# Files of jobs and outcomes go after so long, sooner when 'blobs' above is nearly reached:
+# first those of passing runs, last those of failing runs and of each project's latest job.
+# The ledger itself is never dropped, and a file that is wanted again is fetched again.
+keep = 90 d
+# yes keeps every file for ever, whatever 'blobs' says.
+archive = no
 
 [trust]
 # The projects whose jobs may run here, one id a line ('ponyswarm trust add ID').

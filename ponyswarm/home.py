@@ -108,6 +108,11 @@ class Home:
         return self.state_dir / "status.json"
 
     @property
+    def wishes(self) -> Path:
+        """Blobs that commands want the running node to fetch."""
+        return self.state_dir / "wishes"
+
+    @property
     def lock(self) -> Path:
         """Held by the one running node."""
         return self.state_dir / "lock"

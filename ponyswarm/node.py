@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -27,6 +28,7 @@ from ponyswarm.codec import (
 )
 from ponyswarm.errors import InfraError, PeerError
 from ponyswarm.frontier import Frontier
+from ponyswarm.keeping import Keeping
 from ponyswarm.keys import SecretKey, peer_id
 from ponyswarm.ledger.chain import (
     Accept,
@@ -42,6 +44,7 @@ from ponyswarm.ledger.journal import Journal
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import (
     Announce,
+    Blob,
     Entry,
     Ephemeral,
     Fork,
@@ -94,6 +97,9 @@ FORKS_EVERY = 60.0
 # Seconds by which wall clock and running time may part before we call it a jump.
 CLOCK_JUMP = 30.0
 MAX_DECODED = 4_096
+# Seconds between looks for files to drop.
+KEEP_EVERY = 300.0
+MAX_WISHES = 100
 MAX_BAD_IDS = 50
 
 # What a refusal costs its sender; at 100 points `network` bans. Reasons that a mere delay
@@ -149,6 +155,8 @@ class Node:
         table: PeerTable,
         nursery: trio.Nursery,
         notary: Notary | None = None,
+        keeping: Keeping | None = None,
+        wishes: Path | None = None,
     ) -> None:
         self.key = key
         self.store = store
@@ -170,7 +178,9 @@ class Node:
             open_=partial(self.open_stream, blob_protocol.PROTOCOL),
             peers=lambda: self.network.peers(),
             refuse=self.refuse,
+            kept=self._kept,
         )
+        self._keeping = keeping or Keeping(store, blobs, budget=0, keep_ms=None)
         self.runs = Runs(execute, self._fetcher, blobs)
         self._witnessing: Witnessing | None = None
         if notary is not None:
@@ -181,6 +191,7 @@ class Node:
                 refuse=self.refuse,
             )
         self._wake = trio.Event()
+        self._wishes = wishes
         self._heads = HeadCheck()
         self.heads: dict[bytes, Heads] = {}
         self._forks_due = trio.current_time()
@@ -210,7 +221,8 @@ class Node:
             )
             self._nursery.start_soon(self._forever, self._witnessing.run)
         await network.subscribe(DIRECTORY)
-        for loop in (self._hear, self._tick, partial(self._dialer.run, network), self._fetcher.run):
+        dial = partial(self._dialer.run, network)
+        for loop in (self._hear, self._tick, dial, self._fetcher.run, self._keep):
             self._nursery.start_soon(self._forever, loop)
 
     async def _forever(self, loop: Callable[[], Awaitable[None]]) -> None:
@@ -248,14 +260,14 @@ class Node:
             effects += self.protocol.ended(project, self.store.ended(project), now)
             held = self.store.entries(project, (Kind.ANNOUNCE, Kind.WITHDRAW))
             for entry in held:
-                effects += self.protocol.admitted(
-                    entry, decode_payload(entry), now, peer=None, own=False
-                )
+                payload = decode_payload(entry)
+                self._keeping.expect(entry, payload, now)
+                effects += self.protocol.admitted(entry, payload, now, peer=None, own=False)
             for job in [entry.id for entry in held if self.protocol.job(entry.id) is not None]:
                 for entry in self.store.results(job):
-                    effects += self.protocol.admitted(
-                        entry, decode_payload(entry), now, peer=None, own=False
-                    )
+                    payload = decode_payload(entry)
+                    self._keeping.expect(entry, payload, now)
+                    effects += self.protocol.admitted(entry, payload, now, peer=None, own=False)
         await self.perform(effects)
 
     async def unfollow(self, project: bytes) -> None:
@@ -312,6 +324,7 @@ class Node:
                 await self.perform(self.protocol.pull_all(now))
             if trio.current_time() >= self._forks_due:
                 await self._publish_forks()
+            self._grant_wishes()
             if time.monotonic() - pruned > 600:
                 pruned = time.monotonic()
                 self.protocol.prune(now)
@@ -330,9 +343,34 @@ class Node:
             if isinstance(judgement, Refused):
                 log.warning("our own entry was refused: %s", judgement.reason)
                 continue
+            self._keeping.expect(entry, payload, now)
             effects = self._rights_changed(entry, payload, now)
             effects += self.protocol.admitted(entry, payload, now, peer=None, own=True)
             await self.perform(effects)
+
+    async def _keep(self) -> None:
+        """Drop what is too old or too much, now and every few minutes."""
+        while True:
+            await trio.sleep(KEEP_EVERY)
+            await self._keeping.sweep(now_ms())
+
+    async def _kept(self, blob: Blob) -> None:
+        await self._keeping.kept(blob, now_ms())
+
+    def _grant_wishes(self) -> None:
+        """Fetch what commands beside this node ask for: lines of a hash and a size in a file."""
+        if self._wishes is None or not self._wishes.exists():
+            return
+        try:
+            taken = self._wishes.with_suffix(".taken")
+            self._wishes.replace(taken)
+            lines = taken.read_text("ascii").split("\n")[:MAX_WISHES]
+            taken.unlink()
+            for line in filter(None, lines):
+                hash_, size = line.split()
+                self._fetcher.want(Blob(hash=bytes.fromhex(hash_), size=int(size)), ())
+        except (OSError, ValueError) as fault:
+            log.warning("what a command asked for cannot be read: %s", fault)
 
     # --- performing ---------------------------------------------------------------------------
 
@@ -455,6 +493,7 @@ class Node:
     def _taken(self, entry: Entry, payload: Payload | None, peer: bytes, now: int) -> list[Effect]:
         if isinstance(payload, Announce):
             log.info("heard of a job: %s", payload.title)
+        self._keeping.expect(entry, payload, now)
         effects = self._rights_changed(entry, payload, now)
         return effects + self.protocol.admitted(entry, payload, now, peer=peer, own=False)
 
@@ -623,6 +662,8 @@ async def open_node(
     listen: Sequence[str],
     addresses: Sequence[str],
     table: PeerTable,
+    keeping: Keeping | None = None,
+    wishes: Path | None = None,
     notary: Notary | None = None,
 ) -> AsyncIterator[Node]:
     """Open a node and close it in good order: claims given back, peers told, files closed.
@@ -643,6 +684,8 @@ async def open_node(
             addresses=addresses,
             table=table,
             nursery=nursery,
+            keeping=keeping,
+            wishes=wishes,
             notary=notary,
         )
         async with open_network(

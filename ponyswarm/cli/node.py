@@ -27,6 +27,7 @@ from ponyswarm.exec.executor import Executor
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.services.service import Missing, Offer
 from ponyswarm.home import Home
+from ponyswarm.keeping import Keeping
 from ponyswarm.node import Node, now_ms, open_node
 from ponyswarm.notary import Notary, open_notary
 from ponyswarm.p2p.discovery import PeerTable, parse_bootstrap, read_bootstrap
@@ -51,6 +52,7 @@ Wrap = Callable[[Execute], Execute]
 @click.option("--listen", multiple=True, metavar="ADDR", help="Listen here instead.")
 @click.option("--peer", "peers", multiple=True, metavar="ADDR", help="Call this node as well.")
 @click.option("--read-only", is_flag=True, help="Run no jobs: only replicate and serve.")
+@click.option("--archive", is_flag=True, help="Keep every file for ever.")
 @click.option("--once", is_flag=True, help="Stop when there is nothing left to run.")
 @click.option("--dry-run", is_flag=True, help="Say what would be offered, and to whom; then end.")
 @click.option("--plain", is_flag=True, help="Only log lines, also on a terminal.")
@@ -61,6 +63,7 @@ def node(
     listen: tuple[str, ...],
     peers: tuple[str, ...],
     read_only: bool,
+    archive: bool,
     once: bool,
     dry_run: bool,
     plain: bool,
@@ -74,7 +77,9 @@ def node(
     if dry_run:
         trio.run(describe, home)
         return
-    main = partial(run, home, listen=listen, peers=peers, read_only=read_only, once=once)
+    main = partial(
+        run, home, listen=listen, peers=peers, read_only=read_only, archive=archive, once=once
+    )
     if plain or not sys.stderr.isatty():
         trio.run(main)
         return
@@ -118,12 +123,15 @@ async def run(
     listen: tuple[str, ...] = (),
     peers: tuple[str, ...] = (),
     read_only: bool = False,
+    archive: bool = False,
     once: bool = False,
     wrap: Wrap | None = None,
     show: live.Show | None = None,
 ) -> None:
     """A node on this home until SIGINT or SIGTERM, or until there is nothing to run."""
     settings = _settings(home)
+    if archive:
+        settings = replace(settings, retention=replace(settings.retention, archive=True))
     home.create()
     lock = FileLock(home.lock)
     try:
@@ -135,7 +143,7 @@ async def run(
         ) from fault
     try:
         with (
-            opened(home) as session,
+            opened(home, archive=archive) as session,
             open_notary(key=session.key, ledger=home.ledger, witness=home.witness) as notary,
         ):
             where = listen or settings.listen
@@ -185,6 +193,13 @@ async def _run(
                 addresses=addresses,
                 table=PeerTable(home.peers),
                 notary=notary,
+                keeping=Keeping(
+                    session.store,
+                    session.blobs,
+                    budget=settings.limits.blobs,
+                    keep_ms=None if settings.retention.archive else 1000 * settings.retention.keep,
+                ),
+                wishes=home.wishes,
             )
         )
         log.info("this node is %s", keys.peer_id(session.key.public))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,13 @@ def now_ms() -> int:
 
 
 @contextmanager
-def opened(home: Home) -> Iterator[Session]:
-    """The home's session, with the budgets of its settings."""
+def opened(home: Home, *, archive: bool = False) -> Iterator[Session]:
+    """The home's session, with the budgets of its settings; an archive's blobs have none."""
     if not home.key.exists():
         raise LocalError(f"there is no key in {home.config_dir}: run 'ponyswarm init' first")
-    limits = config.load(home.ini).limits if home.ini.exists() else config.Limits()
+    settings = config.load(home.ini) if home.ini.exists() else config.Settings()
+    limits = settings.limits
+    archive = archive or settings.retention.archive
     with open_session(
         key=home.key,
         journal=home.journal,
@@ -34,7 +37,7 @@ def opened(home: Home) -> Iterator[Session]:
         ledger=home.ledger,
         blobs=home.blobs,
         ledger_budget=limits.ledger,
-        blob_budget=limits.blobs,
+        blob_budget=sys.maxsize if archive else limits.blobs,
         now=now_ms(),
     ) as session:
         yield session

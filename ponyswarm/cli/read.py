@@ -20,7 +20,7 @@ from ponyswarm.cli import (
     json_option,
     print_json,
 )
-from ponyswarm.cli.opening import running_status
+from ponyswarm.cli.opening import node_is_running, running_status
 from ponyswarm.cli.plain import harmless
 from ponyswarm.cli.tables import console, print_matrix, verdict_text
 from ponyswarm.errors import LocalError
@@ -29,6 +29,9 @@ from ponyswarm.ledger import verifier
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader, ResultRow
 from ponyswarm.ledger.verdicts import Verdict
 from ponyswarm.policy import ReaderPolicy
+
+# How long `show --log` waits for peers to give an output that is not here.
+FETCH_SECONDS = 15.0
 
 
 def short(key: bytes) -> str:
@@ -225,10 +228,18 @@ def _log(home: Home, row: ResultRow) -> str:
 
     if row.result.log is None:
         return "  (no output was kept)"
+    path = _blob_path(home, row.result.log.hash)
+    if not path.exists() and node_is_running(home):
+        # The node here asks its peers: who dropped a file gets it back that way.
+        with home.wishes.open("a", encoding="ascii") as wishes:
+            wishes.write(f"{row.result.log.hash.hex()} {row.result.log.size}\n")
+        deadline = time.monotonic() + FETCH_SECONDS
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
     try:
-        data = _blob_path(home, row.result.log.hash).read_bytes()
+        data = path.read_bytes()
     except OSError:
-        return "  (its output is not on this machine)"
+        return "  (its output is not on this machine, and no peer that is connected has it)"
     return inflate(data, "bad-log").decode("utf-8", "replace")
 
 

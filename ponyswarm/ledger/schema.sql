@@ -136,6 +136,7 @@ CREATE TABLE IF NOT EXISTS failure (
     message TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS failure_arrival ON failure (arrival);
+CREATE INDEX IF NOT EXISTS failure_message ON failure (arrival) WHERE message != '';
 
 -- Full-text search: SELECT * FROM failures WHERE failure IN
 -- (SELECT rowid FROM failure_text WHERE failure_text MATCH 'timeout').

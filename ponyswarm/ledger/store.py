@@ -531,6 +531,19 @@ class Store:
             self._db.execute("DELETE FROM failure WHERE arrival = ?", (row[0],))
             self._keep_failures(row[0], payload.job, payload.cell, failures)
 
+    def forget_messages(self, before: int, most: int = 2_000) -> None:
+        """Empty the messages of tests that failed before a time; their names stay."""
+        old = self._db.execute(
+            "SELECT failure, arrival, job, cell, test FROM failure INDEXED BY failure_message"
+            " JOIN entry USING (arrival) WHERE message != '' AND time < ?"
+            " ORDER BY failure.arrival LIMIT ?",
+            (before, most),
+        ).fetchall()
+        with transaction(self._db):
+            for row in old:
+                self._db.execute("DELETE FROM failure WHERE failure = ?", (row[0],))
+                self._db.execute("INSERT INTO failure VALUES (?, ?, ?, ?, ?, '')", row)
+
     def keep_blob(self, blob: Held) -> None:
         """Note what a blob that is here is for."""
         with transaction(self._db):
@@ -538,6 +551,12 @@ class Store:
                 "INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?, ?, ?)",
                 (blob.hash, blob.size, blob.role, blob.job, blob.failing, blob.kept),
             )
+
+    def notes_blob(self, hash_: bytes) -> bool:
+        """Whether it is noted what a blob is for."""
+        return (
+            self._db.execute("SELECT 1 FROM blob WHERE hash = ?", (hash_,)).fetchone() is not None
+        )
 
     def drop_blobs(self, hashes: Iterable[bytes]) -> None:
         """Forget blobs that are here no more."""

@@ -9,13 +9,14 @@ whichever peer is there. A blob becomes visible only when its hash is right.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 from msgspec import Meta
 
@@ -58,6 +59,14 @@ class Stream(Protocol):
 Open = Callable[[bytes], Awaitable[Stream]]
 
 
+class OnDisk(NamedTuple):
+    """A blob that is here; ``kept`` is in milliseconds since the epoch."""
+
+    hash: bytes
+    size: int
+    kept: int
+
+
 class BlobStore:
     """The blobs of one home: ``aa/bb…`` by hash, within a budget of bytes."""
 
@@ -68,6 +77,8 @@ class BlobStore:
         self._partial.mkdir(parents=True, exist_ok=True)
         self._budget = budget
         self._floor = floor
+        self.make_room: Callable[[int], None] | None = None
+        """Called with a size for which there is no room; it may drop blobs."""
         self._used = sum(
             file.stat().st_size for file in root.glob("??/*") if file.parent != self._partial
         )
@@ -162,7 +173,35 @@ class BlobStore:
         os.replace(part, path)
         self._used += blob.size
 
+    def held(self) -> list[OnDisk]:
+        """All blobs that are here, with when each came."""
+        found = []
+        for file in self._root.glob("??/*"):
+            try:
+                facts = file.stat()
+                hash_ = bytes.fromhex(file.parent.name + file.name)
+            except (OSError, ValueError):
+                continue  # Dropped meanwhile, or not ours.
+            found.append(OnDisk(hash_, facts.st_size, int(facts.st_mtime * 1000)))
+        return found
+
+    def drop(self, hash_: bytes) -> None:
+        """Remove a blob, if it is here."""
+        size = self.size(hash_)
+        if size is not None:
+            self.path(hash_).unlink(missing_ok=True)
+            self._used -= size
+
+    def sweep_partial(self, before: float) -> None:
+        """Give up blobs of which nothing came since a time, in seconds since the epoch."""
+        for file in self._partial.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if file.stat().st_mtime < before:
+                    file.unlink()
+
     def _room(self, blob: Blob) -> None:
+        if self._used + blob.size > self._budget and self.make_room is not None:
+            self.make_room(blob.size)
         if self._used + blob.size > self._budget:
             raise InfraError(
                 f"no room for a blob of {blob.size} bytes within the budget of {self._budget}: "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -45,7 +45,10 @@ class Fetcher:
         open_: Open,
         peers: Callable[[], Sequence[bytes]],
         refuse: Callable[[str, bytes | None], None],
+        kept: Callable[[Blob], Awaitable[None]] | None = None,
     ) -> None:
+        """``kept`` is told of each blob that came."""
+        self._kept = kept
         self._store = store
         self._open = open_
         self._peers = peers
@@ -102,6 +105,8 @@ class Fetcher:
         try:
             with trio.move_on_after(TIMEOUT):
                 found = await fetch(self._open, wanted.blob, connected, self._store)
+            if found and self._kept is not None:
+                await self._kept(wanted.blob)
         except PeerError as fault:
             self._refuse(fault.reason, None)
         except InfraError as fault:
