@@ -16,14 +16,25 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
-from exec_lab import NOW, REPOSITORY, SMALL, archive, as_ordinary_user, holds, in_trio, this_python
+from exec_lab import (
+    MIB,
+    NOW,
+    REPOSITORY,
+    SMALL,
+    archive,
+    as_ordinary_user,
+    holds,
+    in_trio,
+    this_python,
+)
 
 from ponyswarm.errors import InfraError, LocalError
-from ponyswarm.exec import provisioning
+from ponyswarm.exec import index, provisioning
 from ponyswarm.exec.executor import Executor
 from ponyswarm.exec.outcome import Broken, Outcome
 from ponyswarm.exec.provisioning import Given, Services, open_services
@@ -31,6 +42,7 @@ from ponyswarm.exec.services import SERVICES, mariadb, postgresql
 from ponyswarm.exec.services.hosting import mark_of
 from ponyswarm.exec.services.postgresql import Postgresql
 from ponyswarm.exec.services.service import Missing, Options, prefix
+from ponyswarm.matrix import cells
 from ponyswarm.messages import Cell, FileTemplate, Install, Lock, Reason, Spec
 
 
@@ -673,6 +685,119 @@ async def test_without_the_service_nothing_is_installed_or_run(cache: Path, tmp_
         wrong = {"URL": "{postgres.url}"}
         outcome = await run_cell(services, tmp_path, "", "sqlite", env=wrong)
         assert "did you mean {postgresql.url}?" in outcome.detail
+
+
+DRIVERS = """\
+import os, pytest
+E = os.environ
+
+@pytest.mark.skipif(not E["PG"], reason="another cell")
+def test_psycopg():
+    import psycopg
+    with psycopg.connect(E["PG"]) as connection:
+        connection.execute("CREATE TABLE t (h hstore)")
+        connection.execute("INSERT INTO t VALUES ('a=>1')")
+        assert connection.execute("SELECT h->'a' FROM t").fetchall() == [("1",)]
+        connection.commit()
+        connection.tpc_begin(connection.xid(1, "g", "b"))
+        connection.execute("INSERT INTO t VALUES ('b=>1')")
+        connection.tpc_prepare()
+        connection.tpc_commit()
+    with psycopg.connect(E["PG_TCP"]) as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchall() == [(2,)]
+
+@pytest.mark.skipif(not E["MY_SOCKET"], reason="another cell")
+@pytest.mark.parametrize("where", [{"unix_socket": E["MY_SOCKET"]}, {"host": "127.0.0.1"}])
+def test_pymysql(where):
+    import pymysql
+    with pymysql.connect(**where, user=E["MY_USER"], password=E["MY_PASSWORD"]) as connection:
+        cursor = connection.cursor()
+        for name in (E["MY_NAME"] + "_2", "test_" + E["MY_NAME"]):
+            cursor.execute(f"CREATE DATABASE {name}")
+            cursor.execute(f"CREATE TABLE {name}.t (t VARCHAR(10)) CHARACTER SET utf8mb4")
+            cursor.execute(f"INSERT INTO {name}.t VALUES ('\U0001f434')")
+            cursor.execute(f"SELECT t FROM {name}.t")
+            assert cursor.fetchall() == (("\U0001f434",),)
+            cursor.execute(f"DROP DATABASE {name}")
+
+@pytest.mark.skipif(not E["REDIS"], reason="another cell")
+@pytest.mark.parametrize("url", [E["REDIS"], E["REDIS_TCP"]])
+def test_redis(url):
+    import redis
+    client = redis.Redis.from_url(url)
+    client.flushall()
+    client.set("a", "b")
+    assert client.get("a") == b"b"
+"""
+DRIVERS_ENV = {
+    "PG": "{postgresql.url}",
+    "PG_TCP": "{postgresql.tcp_url}",
+    "MY_SOCKET": "{mysql.socket}",
+    "MY_TCP": "{mysql.tcp_host}",
+    "MY_USER": "{mysql.user}",
+    "MY_PASSWORD": "{mysql.password}",
+    "MY_NAME": "{mysql.name}",
+    "REDIS": "{redis.url}",
+    "REDIS_TCP": "{redis.tcp_url}",
+}
+# The end of the time in which the drivers are taken from the index.
+BEFORE = 1_795_200_000_000
+
+
+@pytest.mark.slow
+@in_trio
+async def test_the_usual_drivers_work_in_cells_that_run_at_once(
+    cache: Path, tmp_path: Path
+) -> None:
+    need("postgresql", "mariadb", "redis")
+    try:
+        index.fetch_sdist("six", "1.17.0", None, tmp_path / "sdists")
+    except InfraError as fault:
+        pytest.skip(f"no package index here: {fault}")
+    source = archive(tmp_path, {"test_it.py": DRIVERS})
+    spec = Spec(
+        python=("3",),
+        command=("pytest", "-rs"),
+        install=Install(
+            requirements=("pytest", "psycopg[binary]", "pymysql", "redis"), project=False
+        ),
+        services=("postgresql>=13 + redis", "mysql"),
+        env=DRIVERS_ENV,
+    )
+    outcomes: dict[int, Outcome] = {}
+    async with opened(cache, tmp_path, "postgresql", "mariadb", "redis") as services:
+        executor = Executor(
+            cache=tmp_path / "cache",
+            scratch=tmp_path / "scratch",
+            limits=replace(SMALL, memory_bytes=512 * MIB, scratch_bytes=256 * MIB),
+            sandbox=holds(),
+            services=services,
+        )
+
+        async def one(slot: int, cell: Cell) -> None:
+            outcomes[slot] = await executor.run(
+                source=source,
+                source_hash=hashlib.sha256(source.read_bytes()).digest(),
+                spec=spec,
+                cell=cell,
+                interpreter=this_python(),
+                lock=None,
+                resolve_before=BEFORE,
+                slot=slot,
+            )
+
+        async with trio.open_nursery() as nursery:
+            for slot, cell in enumerate((*cells(spec), *cells(spec))):
+                nursery.start_soon(one, slot, cell)
+    for slot, passed in enumerate((3, 2, 3, 2)):
+        statuses = [test.status.value for test in outcomes[slot].tests]
+        assert statuses.count("passed") == passed, outcomes[slot].log.decode()[-3000:]
+        assert statuses.count("skipped") == 5 - passed
+    seen = {slot: outcome.environment for slot, outcome in outcomes.items()}
+    assert [sorted(seen[slot].services) for slot in range(4)] == [  # type: ignore[union-attr]
+        ["postgresql", "redis"],
+        ["mariadb"],
+    ] * 2
 
 
 @pytest.mark.slow
