@@ -319,7 +319,15 @@ class Cursor:
         return value
 
     def number(self) -> int:
-        value = shift = 0
+        try:
+            byte = value = self.data[self.at]
+        except IndexError:
+            raise PeerError("bad-sync", "cut short") from None
+        self.at += 1
+        if byte < 0x80:
+            return value
+        value &= 0x7F
+        shift = 7
         while True:
             byte = self.byte()
             value |= (byte & 0x7F) << shift
@@ -328,7 +336,7 @@ class Cursor:
             shift += 7
             if shift > 56:
                 raise PeerError("bad-sync", "a number above 2^63")
-        if shift and not byte:
+        if not byte:
             raise PeerError("bad-sync", "a number longer than it need be")
         return value
 
@@ -376,9 +384,10 @@ def unpack_segment(cursor: Cursor, project: bytes, most: int) -> list[Entry]:
         raise PeerError("bad-sync", "a genesis feed has one entry")
     rows = []
     time = 0
+    number = cursor.number
     for _ in range(count):
-        kind, length = cursor.byte(), cursor.number()
-        time += cursor.number()
+        kind, length = cursor.byte(), number()
+        time += number()
         if length > MAX_PAYLOAD or time > MAX_SEQ or (genesis and kind != Kind.PROJECT):
             raise PeerError("bad-frame", "a header out of rule")
         rows.append((kind, length, time))

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from anyio import CapacityLimiter
 
 from ponyswarm.codec import (
     check_segment,
@@ -41,6 +42,7 @@ from ponyswarm.ledger.chain import (
     Refused,
 )
 from ponyswarm.ledger.journal import Journal
+from ponyswarm.ledger.signatures import check_some
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import (
     Announce,
@@ -96,6 +98,8 @@ FORK_PAUSE = (0.2, 3.0)
 FORKS_EVERY = 60.0
 # Seconds by which wall clock and running time may part before we call it a jump.
 CLOCK_JUMP = 30.0
+# Seconds between looks for signatures that nobody checked yet.
+CHECK_EVERY = 5.0
 MAX_DECODED = 4_096
 # Seconds between looks for files to drop.
 KEEP_EVERY = 300.0
@@ -221,8 +225,14 @@ class Node:
             )
             self._nursery.start_soon(self._forever, self._witnessing.run)
         await network.subscribe(DIRECTORY)
-        dial = partial(self._dialer.run, network)
-        for loop in (self._hear, self._tick, dial, self._fetcher.run, self._keep):
+        for loop in (
+            self._hear,
+            self._tick,
+            partial(self._dialer.run, network),
+            self._fetcher.run,
+            self._keep,
+            self._check_signatures,
+        ):
             self._nursery.start_soon(self._forever, loop)
 
     async def _forever(self, loop: Callable[[], Awaitable[None]]) -> None:
@@ -331,6 +341,14 @@ class Node:
             with trio.move_on_after(TICK):
                 await self._wake.wait()
                 self._wake = trio.Event()
+
+    async def _check_signatures(self) -> None:
+        """While nothing is pulled, check what was taken by a later entry's signature."""
+        one = CapacityLimiter(1)
+        while True:
+            await trio.sleep(CHECK_EVERY)
+            while not self._pulling and await check_some(self.store, one):
+                pass
 
     async def _take_own(self, now: int) -> None:
         """Publish what was signed on this home since: by this node, or by a command beside it."""

@@ -178,7 +178,8 @@ def flaky(reader: Reader, project: bytes, read: Read) -> FlakyReport:
     groups = reader.select(
         "SELECT job.source, cell.python, cell.services, cell.factors, comparable"
         " FROM job JOIN result USING (job) JOIN cell ON cell.job = result.job"
-        " AND cell.cell = result.cell WHERE job.project = ? AND state = 'completed'"
+        " AND cell.cell = result.cell JOIN environment USING (environment)"
+        " WHERE job.project = ? AND state = 'completed'"
         " GROUP BY 1, 2, 3, 4, 5 HAVING count(DISTINCT digest) > 1",
         (project,),
     )
@@ -188,7 +189,7 @@ def flaky(reader: Reader, project: bytes, read: Read) -> FlakyReport:
         rows = reader.select(
             "SELECT frame FROM job JOIN cell USING (job) JOIN result ON result.job = job.job"
             " AND result.cell = cell.cell JOIN entry USING (arrival) JOIN feed USING (feed)"
-            " JOIN author ON author.author = result.author"
+            " JOIN author ON author.author = result.author JOIN environment USING (environment)"
             " WHERE job.project = ? AND source = ? AND python = ? AND services = ?"
             " AND factors = ? AND comparable = ? AND state = 'completed'"
             " AND (forked_at IS NULL OR entry.seq < forked_at)",
@@ -251,7 +252,8 @@ def records(reader: Reader, project: bytes) -> dict[bytes, Record]:
         cells: dict[bytes, list[tuple[bytes, Outcome | None]]] = {}
         for cell, author, arrival, state_, set_, digest, failed, total in reader.select(
             "SELECT cell, author, arrival, state, comparable, digest, failed, total"
-            " FROM result WHERE job = ?",
+            " FROM result JOIN environment USING (environment) WHERE job = ?"
+            " ORDER BY cell, author, arrival",
             (job,),
         ):
             if arrival in void:

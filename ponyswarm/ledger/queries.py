@@ -16,9 +16,9 @@ from ponyswarm.codec import (
     unpack_header,
 )
 from ponyswarm.errors import LocalError, PeerError
-from ponyswarm.keys import is_valid_key, peer_id
+from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import Head, Refused, judge
-from ponyswarm.ledger.store import RIGHTS, id_prefix
+from ponyswarm.ledger.store import RIGHTS, Auth, id_prefix
 from ponyswarm.ledger.verdicts import Finding, Outcome, weigh
 from ponyswarm.messages import (
     Announce,
@@ -343,7 +343,9 @@ class Reader:
         for cell, author, arrival, reason, digest, set_, failed, total in self._db.execute(
             "SELECT cell, author, arrival, CASE state WHEN 'completed' THEN NULL"
             " ELSE ifnull(reason, '') END, digest, comparable, failed, total FROM result"
-            " WHERE job = ?1" + " AND cell = ?2" * (only is not None),
+            " JOIN environment USING (environment) WHERE job = ?1"
+            + " AND cell = ?2" * (only is not None)
+            + " ORDER BY cell, author, arrival",
             (job.id, only) if only is not None else (job.id,),
         ):
             if cell != last_cell:
@@ -426,7 +428,9 @@ class Reader:
         assert key is not None
         rows = self._db.execute(
             "SELECT result.arrival, comparable, digest, failed, total FROM result"
-            " JOIN entry USING (arrival) JOIN feed USING (feed) WHERE job = ? AND cell = ?"
+            " JOIN environment USING (environment) JOIN entry USING (arrival)"
+            " JOIN feed USING (feed)"
+            " WHERE job = ? AND cell = ?"
             " AND result.author = ? AND state = 'completed' ORDER BY time, nonce, seq",
             (job, cell, author),
         ).fetchall()
@@ -440,9 +444,10 @@ class Reader:
 
     def _results(self, job: bytes, only: bytes | None) -> list[tuple[bytes, ResultRow]]:
         rows = self._db.execute(
-            "SELECT result.cell, author.key, entry.frame, result.environment,"
+            "SELECT result.cell, author.key, entry.frame, environment.text,"
             " feed.forked_at IS NOT NULL AND entry.seq >= feed.forked_at"
             " FROM result JOIN author ON author.author = result.author"
+            " JOIN environment ON environment.environment = result.environment"
             " JOIN entry USING (arrival) JOIN feed USING (feed)"
             " WHERE result.job = ?1 AND (?2 IS NULL OR result.cell = ?2)"
             " ORDER BY author.key, entry.time, feed.nonce, entry.seq",
@@ -530,8 +535,8 @@ class Reader:
         faults: list[str] = []
         heads: dict[int, Head] = {}
         done = 0
-        for feed, seq, id_, prefix, arrival, frame in self._db.execute(
-            "SELECT feed, seq, id, prefix, arrival, frame FROM entry ORDER BY feed, seq"
+        for feed, seq, id_, prefix, arrival, auth, frame in self._db.execute(
+            "SELECT feed, seq, id, prefix, arrival, auth, frame FROM entry ORDER BY feed, seq"
         ):
             done += 1
             if done % 200 == 0:
@@ -545,7 +550,7 @@ class Reader:
                 continue
             if entry.id != id_ or id_prefix(entry.id) != prefix or entry.header.seq != seq:
                 faults.append(f"{name}: the row does not say what its frame says")
-            if not is_valid_key(entry.header.author) or not is_authentic(entry):
+            if auth != Auth.JUNK and not is_authentic(entry):
                 faults.append(f"{name}: its signature does not hold")
             link = judge(entry, heads.get(feed), None, entry.header.time)
             if isinstance(link, Refused) or (seq > 0 and entry.header.prev != _id(heads, feed)):

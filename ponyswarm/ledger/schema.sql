@@ -107,6 +107,15 @@ CREATE TABLE IF NOT EXISTS cell (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS cell_id ON cell (cell);
 
+-- What runs ran on, each once: volunteers say the same in all their results. Runs are
+-- compared where "comparable" is equal.
+CREATE TABLE IF NOT EXISTS environment (
+    environment INTEGER PRIMARY KEY,
+    text TEXT NOT NULL,
+    comparable BLOB NOT NULL,
+    UNIQUE (comparable, text)
+);
+
 CREATE TABLE IF NOT EXISTS result (
     job BLOB NOT NULL,
     cell BLOB NOT NULL,
@@ -119,8 +128,7 @@ CREATE TABLE IF NOT EXISTS result (
     skipped INTEGER NOT NULL,
     total INTEGER NOT NULL,
     digest BLOB NOT NULL,
-    environment TEXT NOT NULL,
-    comparable BLOB NOT NULL,
+    environment INTEGER NOT NULL REFERENCES environment,
     seconds REAL NOT NULL,
     PRIMARY KEY (job, cell, author, arrival)
 ) WITHOUT ROWID;
@@ -181,11 +189,12 @@ CREATE VIEW IF NOT EXISTS results AS
 SELECT project.name AS project, job.title AS job, cell.python, cell.services, cell.factors,
        author.peer_id AS volunteer, result.state, result.reason,
        result.passed, result.failed, result.skipped, result.total,
-       result.environment, round(result.seconds, 2) AS seconds,
+       environment.text AS environment, round(result.seconds, 2) AS seconds,
        lower(hex(result.digest)) AS digest,
        feed.forked_at IS NOT NULL AND entry.seq >= feed.forked_at AS disputed,
        CASE entry.auth WHEN 1 THEN 'own' WHEN 0 THEN 'chain' ELSE 'junk' END AS auth
 FROM result JOIN author ON author.author = result.author
+JOIN environment ON environment.environment = result.environment
 JOIN entry USING (arrival) JOIN feed USING (feed)
 LEFT JOIN cell ON cell.job = result.job AND cell.cell = result.cell
 LEFT JOIN job ON job.job = result.job

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -37,7 +36,6 @@ from ponyswarm.ledger.chain import (
     Accept,
     Duplicate,
     Forked,
-    Gap,
     Head,
     Judgement,
     Refused,
@@ -46,7 +44,6 @@ from ponyswarm.ledger.chain import (
 from ponyswarm.ledger.retention import Held
 from ponyswarm.matrix import cells
 from ponyswarm.messages import (
-    BAD_STATUSES,
     Announce,
     Entry,
     Environment,
@@ -86,11 +83,15 @@ RIGHTS = """
 """
 
 
-def connect(path: Path, *, synchronous: str) -> sqlite3.Connection:
-    """A connection with this project's settings; `LocalError` when the file is no database."""
+def connect(path: Path, *, synchronous: str, page_size: int = 4096) -> sqlite3.Connection:
+    """A connection with this project's settings; `LocalError` when the file is no database.
+
+    ``page_size`` is that of a new file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
     try:
+        db.execute(f"PRAGMA page_size = {page_size}")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {synchronous}")
     except sqlite3.DatabaseError as fault:
@@ -145,12 +146,18 @@ class _Feed:
     forked_at: int | None
 
 
-class _CutShort(Exception):
-    """A segment's entries from ``length`` on may not stay: nothing here vouches for them."""
+_ACCEPT = Accept()
 
-    def __init__(self, which: int, length: int) -> None:
+
+class _CutShort(Exception):
+    """A segment's entries from ``length`` on may not stay: nothing here vouches for them.
+
+    ``judgement`` is what the segment was stopped by.
+    """
+
+    def __init__(self, which: int, length: int, judgement: Judgement) -> None:
         self.which = which
-        self.length = length
+        self.cut = (length, judgement)
 
 
 class Store:
@@ -159,9 +166,10 @@ class Store:
     def __init__(self, path: Path, *, budget: int | None = None) -> None:
         """``budget`` bounds the database in bytes; above it only maintainers are heard."""
         self._budget = budget
-        self._db = connect(path, synchronous="NORMAL")
+        # Frames are some 800 bytes: in pages of 4 KiB a sixth would be lost at the ends.
+        self._db = connect(path, synchronous="NORMAL", page_size=8192)
         self._db.execute("PRAGMA cache_size = -32768")
-        self._db.execute("PRAGMA wal_autocheckpoint = 4000")
+        self._db.execute("PRAGMA wal_autocheckpoint = 2000")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise LocalError(
@@ -175,6 +183,7 @@ class Store:
         self._states: dict[bytes, ProjectState | None] = {}
         self._feeds: dict[tuple[bytes, FeedRef], _Feed] = {}
         self._frontiers: dict[bytes, Frontier] = {}
+        self._environments: dict[tuple[object, ...], int] = {}
         # Rows of the transaction that is open, written together by `_flush`.
         self._touched: dict[int, _Feed] = {}
         self._entry_rows: list[tuple[object, ...]] = []
@@ -214,7 +223,7 @@ class Store:
         `Auth.CHAIN`. A segment that is not taken whole ends at an entry whose own signature
         holds, so that what is kept can always be proved and given on. One transaction.
         """
-        cuts: dict[int, int] = {}
+        cuts: dict[int, tuple[int, Judgement]] = {}
         while True:
             try:
                 with self._writing():
@@ -223,7 +232,7 @@ class Store:
                         for which, entries in enumerate(segments)
                     ]
             except _CutShort as cut:
-                cuts[cut.which] = cut.length
+                cuts[cut.which] = cut.cut
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -233,6 +242,8 @@ class Store:
                 self._refresh()
                 if len(self._feeds) > MAX_KEPT_FEEDS:
                     self._feeds.clear()
+                if len(self._environments) > MAX_KEPT_FEEDS:
+                    self._environments.clear()
                 self._arrival = self.count()
                 self._full = self._is_full()
                 yield
@@ -254,6 +265,7 @@ class Store:
         self._feeds.clear()
         self._states.clear()
         self._frontiers.clear()
+        self._environments.clear()
 
     def _refresh(self) -> None:
         """Forget what is kept in memory when another process of this home wrote meanwhile."""
@@ -280,7 +292,7 @@ class Store:
             )
         if self._result_rows:
             self._db.executemany(
-                "INSERT OR IGNORE INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 self._result_rows,
             )
             self._result_rows.clear()
@@ -292,17 +304,24 @@ class Store:
             self._failure_rows.clear()
 
     def _append_segment(
-        self, which: int, entries: Sequence[Entry], cut: int | None, now: int
+        self,
+        which: int,
+        entries: Sequence[Entry],
+        cut: tuple[int, Judgement] | None,
+        now: int,
     ) -> list[Judgement]:
         judgements: list[Judgement] = []
         last = len(entries) - 1
         accepted = -1
-        for at, entry in enumerate(entries[:cut]):
-            judgement = self._append(entry, now, Auth.OWN if at == last else Auth.CHAIN)
+        project, ref = entries[0].namespace, entries[0].feed
+        for at, entry in enumerate(entries if cut is None else entries[: cut[0]]):
+            auth = Auth.OWN if at == last else Auth.CHAIN
+            judgement = self._judge(entry, project, ref, now, auth)
             judgements.append(judgement)
+            if judgement is _ACCEPT:
+                accepted = at
+                continue
             match judgement:
-                case Accept():
-                    accepted = at
                 case Duplicate():
                     pass
                 case Forked() if not self._is_proven(entry):
@@ -315,13 +334,13 @@ class Store:
                 stands = accepted
                 while stands and not is_authentic(entries[stands - 1]):
                     stands -= 1
-                raise _CutShort(which, stands)
+                raise _CutShort(which, stands, judgements[-1])
             self._flush()
             self._db.execute(
                 "UPDATE entry SET auth = ? WHERE prefix = ? AND id = ?",
                 (Auth.OWN, id_prefix(entries[accepted].id), entries[accepted].id),
             )
-        end = judgements[-1] if judgements else Gap(entries[0].header.seq)
+        end = judgements[-1] if cut is None else cut[1]
         return judgements + [end] * (len(entries) - len(judgements))
 
     def _is_proven(self, entry: Entry) -> bool:
@@ -329,8 +348,10 @@ class Store:
         return feed is not None and self._is_disputed(feed, entry.header.seq)
 
     def _append(self, entry: Entry, now: int, auth: Auth) -> Judgement:
-        project = entry.namespace
-        feed = self._feed(project, entry.feed)
+        return self._judge(entry, entry.namespace, entry.feed, now, auth)
+
+    def _judge(self, entry: Entry, project: bytes, ref: FeedRef, now: int, auth: Auth) -> Judgement:
+        feed = self._feed(project, ref)
         head = held = None
         if feed is not None:
             head = Head(feed.height - 1, feed.head, feed.head_time)
@@ -398,7 +419,7 @@ class Store:
         elif feed.size > MAX_BYTES_PER_FEED:
             return Refused("feed-too-large")
         self._keep(entry, payload, feed, auth)
-        return Accept()
+        return _ACCEPT
 
     def _keep(self, entry: Entry, payload: Payload | None, feed: _Feed, auth: Auth) -> None:
         """Write an entry that may stay, and every row that is derived from it."""
@@ -424,7 +445,7 @@ class Store:
         feed.size += len(entry.frame)
         self._touched[feed.feed] = feed
         if isinstance(payload, Result):
-            self._result_rows.append(_result_row(payload, feed.author, arrival))
+            self._result_rows.append(self._result_row(payload, feed.author, arrival))
             self._failure_rows += [
                 (arrival, payload.job, payload.cell, test, "") for test in payload.bad
             ]
@@ -509,6 +530,36 @@ class Store:
                 announce.spec.redundancy,
             ),
         )
+
+    def _result_row(self, result: Result, author: int, arrival: int) -> tuple[object, ...]:
+        facts = _facts(result.environment)
+        environment = self._environments.get(facts)
+        if environment is None:
+            environment = self._environments[facts] = self._environment(result.environment)
+        counts = result.counts.get
+        return (
+            result.job,
+            result.cell,
+            author,
+            arrival,
+            result.state,
+            result.reason,
+            counts(_PASSED, 0),
+            counts(_FAILED, 0) + counts(_ERROR, 0),
+            counts(_SKIPPED, 0),
+            sum(result.counts.values()),
+            result.digest,
+            environment,
+            result.seconds,
+        )
+
+    def _environment(self, where: Environment | None) -> int:
+        row = (describe(where), comparable(where))
+        self._db.execute("INSERT OR IGNORE INTO environment (text, comparable) VALUES (?, ?)", row)
+        found = self._db.execute(
+            "SELECT environment FROM environment WHERE text = ? AND comparable = ?", row
+        ).fetchone()
+        return int(found[0])
 
     def _keep_failures(
         self, arrival: int, job: bytes, cell: bytes, failures: Iterable[tuple[str, str]]
@@ -857,58 +908,22 @@ def id_prefix(id_: bytes) -> int:
     return int.from_bytes(id_[:8], "big", signed=True)
 
 
-def _result_row(result: Result, author: int, arrival: int) -> tuple[object, ...]:
-    counts, where = result.counts, result.environment
-    text, digest = ("", bytes(32)) if where is None else _environment(*_facts(where))
-    return (
-        result.job,
-        result.cell,
-        author,
-        arrival,
-        result.state,
-        result.reason,
-        counts.get(Status.PASSED, 0),
-        sum(counts.get(status, 0) for status in BAD_STATUSES),
-        counts.get(Status.SKIPPED, 0),
-        sum(counts.values()),
-        result.digest,
-        text,
-        digest,
-        result.seconds,
-    )
+_PASSED, _FAILED, _ERROR = Status.PASSED, Status.FAILED, Status.ERROR
+_SKIPPED = Status.SKIPPED
 
 
-def _facts(where: Environment) -> tuple[str, str, str, str, bytes, tuple[tuple[str, str], ...]]:
-    services = tuple(where.services.items())
+def _facts(where: Environment | None) -> tuple[object, ...]:
+    """What `describe` and `comparable` look at."""
+    if where is None:
+        return ()
     return (
         where.implementation,
         where.version,
         where.system,
         where.machine,
         where.packages,
-        services,
+        *where.services.items(),
     )
-
-
-@lru_cache(maxsize=1024)
-def _environment(
-    implementation: str,
-    version: str,
-    system: str,
-    machine: str,
-    packages: bytes,
-    services: tuple[tuple[str, str], ...],
-) -> tuple[str, bytes]:
-    # A volunteer says the same environment in each of its results.
-    where = Environment(
-        implementation=implementation,
-        version=version,
-        system=system,
-        machine=machine,
-        packages=packages,
-        services=dict(services),
-    )
-    return describe(where), comparable(where)
 
 
 def describe(environment: Environment | None) -> str:
