@@ -19,6 +19,6 @@ def install_line(apt: str, **others: str) -> str:
     """The line for this machine; ``others`` are names that differ, by package manager."""
     for manager, (program, line) in MANAGERS.items():
         if shutil.which(program):
-            sudo = "" if os.geteuid() == 0 else "sudo "
+            sudo = "" if getattr(os, "geteuid", lambda: 1)() == 0 else "sudo "
             return f"{sudo}{line} {others.get(manager, apt)}"
     return f"install {apt} with your system's package manager"

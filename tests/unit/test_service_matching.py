@@ -7,6 +7,9 @@ import pytest
 from ponyswarm import spec
 from ponyswarm.errors import LocalError
 from ponyswarm.matrix import service_matches, service_requirement
+from ponyswarm.messages import Interpreter, Offer
+from ponyswarm.p2p.protocol import fits
+from ponyswarm.p2p.scheduling import CellState
 
 
 @pytest.mark.parametrize(
@@ -54,3 +57,29 @@ def test_a_spec_points_to_the_service_it_cannot_read() -> None:
     table = {"python": "3.12", "services": ["sqlite", "postgresql>=13 + redis:7"]}
     with pytest.raises(LocalError, match=r"services: ' redis:7' names no service"):
         spec.from_table(table, "pyproject.toml")
+
+
+@pytest.mark.parametrize(
+    ("services", "good"),
+    [
+        ((), True),
+        (("postgresql>=13", "redis"), True),
+        (("postgresql>=13", "redis>=8"), False),
+        (("mysql",), True),
+        (("frobnicator",), False),
+        (("postgresql>=x",), False),
+    ],
+)
+def test_an_offer_fits_a_cell_when_each_of_its_services_is_there(
+    services: tuple[str, ...], good: bool
+) -> None:
+    offer = Offer(
+        interpreters=(Interpreter(implementation="cpython", version="3.12.1"),),
+        services=("sqlite 3.40.1", "postgresql 15.18", "mariadb 10.11.19", "redis 7.0.15", "x"),
+        system="linux",
+        machine="x86_64",
+        slots=1,
+        until=1,
+    )
+    cell = CellState(id=b"", job=b"", python="3.12", services=services, wanted=1, vacant_since=0)
+    assert fits(cell, offer) is good
