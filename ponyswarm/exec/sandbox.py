@@ -298,12 +298,19 @@ class Sandbox:
             ]
         steps += [
             *("/usr/bin/prlimit", "--core=0", f"--nofile={self.limits.open_files}"),
-            *(f"--nproc={self.limits.processes}", f"--fsize={self.limits.scratch_bytes}"),
+            *(f"--nproc={self._user_processes}", f"--fsize={self.limits.scratch_bytes}"),
         ]
         if self.holds.groups is None:
             # Address space is not memory: programs reserve more than they use.
             steps.append(f"--as={2 * self.limits.memory_bytes + 1024 * MIB}")
         return [*steps, "--"]
+
+    @property
+    def _user_processes(self) -> int:
+        """The kernel counts this limit for a user over all of the machine, so where a control
+        group counts the run's own, other runs of the same id must not use it up.
+        """
+        return self.limits.processes * (1 if self.holds.groups is None else 16)
 
     def _etc(self) -> dict[str, str]:
         identity = self.identity
