@@ -3,7 +3,7 @@
 Every runner ends in calling a suite with a result object. The outermost such call
 claims the channel, and that one result object is watched, whatever class it is. When
 Django shares a suite out to worker processes, each worker's own result is watched
-instead: Django's parent hears late, by number, and on 3.12.0 and 3.12.1 of the wrong
+instead: Django's parent hears late, by number, and on 3.12.1 of the wrong
 tests. Subtests count with the test that holds them. Standard library only, Python 2.7
 to 3.14.
 """
