@@ -10,10 +10,12 @@ import pytest
 from authors import Author
 from world import SEED, Node, Weather, World, job_for
 
-from ponyswarm.codec import ZERO
+from ponyswarm.codec import ZERO, decode_payload, unpack_header
+from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.verdicts import Verdict
-from ponyswarm.messages import Project, Revoke, Withdraw
+from ponyswarm.messages import Kind, Project, Revoke, Vouch, Withdraw
 from ponyswarm.p2p.scheduling import LEASE_MS
+from ponyswarm.policy import ReaderPolicy
 
 PYTHONS = ("3.10.1", "3.11.2", "3.12.1", "3.13.0")
 SHORT = ("3.10", "3.11", "3.12", "3.13")
@@ -339,3 +341,48 @@ def test_a_fork_far_back_is_found_at_its_beginning(world):
     for node in world.nodes:
         rows = node.store._db.execute("SELECT forked_at FROM feed WHERE forked_at NOTNULL")
         assert rows.fetchall() == [(1,)]
+
+
+def test_authors_who_tell_two_histories_are_found_by_all_and_count_for_nothing(world):
+    world.weather = Weather(loss=0.05)
+    maintainer = world.add(reads_only=True)
+    for number in range(11):
+        world.add(pythons=PYTHONS, equivocates=number in (3, 4))
+    genesis = maintainer.say(Project(name="demo", roots=(maintainer.me,)))
+    for node in world.nodes:
+        if node is not maintainer:
+            node.store.append(genesis, node.now + 10_000)
+        node.follow(genesis.id)
+    world.connect_all()
+    world.run(5)
+    maintainer.say(job_for(SHORT, 6, 2), genesis.id)
+    project = genesis.id
+    liars = {node.me for node in world.nodes if node.equivocates}
+    two_faced = {node.me for node in world.nodes if node.two_faces}
+    world.run(600, until=lambda: is_served(maintainer, 2))
+    world.run(400, until=lambda: are_equal(world, project))
+    two_faced = {node.me for node in world.nodes if node.two_faces}
+    assert two_faced
+    assert two_faced <= liars
+    assert_agreed(world, project, None)
+    told: Counter[bytes] = Counter()
+    for node in world.nodes:
+        with Reader(node.home / "ledger") as reader:
+            assert reader.forked(project) == two_faced
+            for cell in reader.matrix(reader.jobs()[0], ReaderPolicy()):
+                assert not two_faced & {*cell.finding.supporters, *cell.finding.dissent}
+    for entry in maintainer.store.entries(project, (Kind.FORK,)):
+        told[unpack_header(decode_payload(entry).first).author] += 1
+    print(f"fork entries: {sorted(told.values())}")
+    assert set(told) == two_faced
+    # All saw it; one or a few spoke.
+    assert max(told.values()) <= 4
+
+    # Later a maintainer vouches for one of them again: the same on all nodes.
+    forgiven = sorted(two_faced)[0]
+    maintainer.say(Vouch(key=forgiven, operator="carol"), project)
+    world.run(200, until=lambda: are_equal(world, project))
+    for node in world.nodes:
+        with Reader(node.home / "ledger") as reader:
+            assert reader.forked(project) == two_faced - {forgiven}
+    assert_agreed(world, project, None)

@@ -13,12 +13,19 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from authors import NOW, digest, environment
 
-from ponyswarm.codec import ZERO, decode_gossip, decode_payload, outcome_digest
+from ponyswarm.codec import (
+    ZERO,
+    decode_gossip,
+    decode_payload,
+    encode_gossip,
+    outcome_digest,
+    sign_entry,
+)
 from ponyswarm.frontier import Frontier
 from ponyswarm.keys import SecretKey
 from ponyswarm.ledger.chain import Accept, Diverges, Forked, Gap, Refused
@@ -126,10 +133,11 @@ class World:
             if self.chance.random() < self.weather.loss:
                 self.sent["lost"] += 1
                 continue
+            told = sender.two_faces.get(data, data) if node.number % 2 else data
             copies = 2 if self.chance.random() < self.weather.repeat else 1
             for _ in range(copies):
                 self.sent["gossip"] += 1
-                self.at(self.latency(), lambda node=node: node.hear(sender, topic, data))
+                self.at(self.latency(), lambda node=node, told=told: node.hear(sender, topic, told))
 
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> float:
         """Let time pass; returns the seconds that did, fewer when ``until`` came true."""
@@ -163,6 +171,7 @@ class Node:
         slots: int = 2,
         seconds: tuple[float, float] = (5, 40),
         lies: bool = False,
+        equivocates: bool = False,
         reads_only: bool = False,
     ) -> None:
         self.world = world
@@ -173,6 +182,9 @@ class Node:
         self.skew = self.chance.randint(-world.weather.skew, world.weather.skew)
         self.seconds = seconds
         self.lies = lies
+        self.equivocates = equivocates
+        # What it gossips, and what it tells every second node instead.
+        self.two_faces: dict[bytes, bytes] = {}
         self.alive = True
         self.topics: set[str] = set()
         self.peers: dict[bytes, Node] = {}
@@ -266,6 +278,18 @@ class Node:
             return entry
         judgement = self.store.append(entry, self.now)
         assert judgement == Accept(), judgement
+        if self.equivocates and isinstance(payload, Result):
+            header = entry.header
+            twin = sign_entry(
+                self.key,
+                replace(payload, seconds=2.0),
+                project=project,
+                nonce=header.nonce,
+                seq=header.seq,
+                prev=header.prev,
+                time=header.time,
+            )
+            self.two_faces[encode_gossip(entry)] = encode_gossip(twin)
         self._took(entry, None, own=True)
         return entry
 
@@ -327,10 +351,11 @@ class Node:
 
     def _forked(self, entry: Entry) -> None:
         self._rights(entry.namespace)
-        proof = self.store.evidence(entry.namespace, entry.header.author)
-        known = [decode_payload(e) for e in self.store.entries(entry.namespace, (Kind.FORK,))]
-        if proof is not None and proof.first not in {p.first for p in known}:
-            self.say(proof, entry.namespace)
+        self.world.at(self.chance.randint(200, 3000), lambda: self._tell_forks(entry.namespace))
+
+    def _tell_forks(self, project: bytes) -> None:
+        for proof in self.store.untold_forks(project) if self.alive else ():
+            self.say(proof, project)
 
     # --- sync -----------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from ponyswarm.demo import Member, Swarm, open_swarm
 from ponyswarm.errors import PeerError
 from ponyswarm.exec.interpreters import discover
 from ponyswarm.ledger.queries import Reader
-from ponyswarm.messages import Announce, Claim, Entry, Offer, Spec
+from ponyswarm.messages import Announce, Claim, Commit, Entry, Offer, Spec
 from ponyswarm.p2p import blobs, sync
 from ponyswarm.p2p.discovery import parse_address
 from ponyswarm.p2p.network import Network, open_network
@@ -301,3 +301,37 @@ def test_the_status_file_tells_the_owner_what_was_refused(victim: Victim) -> Non
     assert said["node_runs"]
     assert sum(said["refused"].values()) > 0
     assert "refused" in victim.swarm.command(victim.node, "status")
+
+
+@pytest.mark.timeout(120)
+def test_two_histories_in_gossip_become_one_proof_that_all_hold(victim: Victim) -> None:
+    key = keys.SecretKey.generate()
+    job = codec.decode_frame(victim.a_frame()).id
+    texts = [
+        codec.sign_entry(
+            key,
+            Commit(job=job, cell=bytes(32), commitment=bytes([face]) * 32),
+            project=victim.project,
+            nonce=b"twofaces",
+            seq=0,
+            prev=bytes(32),
+            time=int(time.time() * 1000),
+        )
+        for face in (1, 2)
+    ]
+    gossip(victim, project_topic(victim.project), [codec.encode_gossip(entry) for entry in texts])
+
+    def told(member: Member) -> list[str]:
+        with Reader(member.home.ledger) as reader:
+            assert reader.forked(victim.project) <= {key.public}
+            return [row.text for row in reader.log(project=victim.project) if row.kind == "fork"]
+
+    name = keys.peer_id(key.public)
+    for member in (victim.node, victim.maintainer):
+        until("it holds the proof", lambda m=member: any(name in t for t in told(m)), 30)
+    time.sleep(4)
+    # Both may have spoken before they heard the other, and no more than once.
+    assert len(told(victim.node)) <= 2
+    said = victim.swarm.command(victim.node, "verify")
+    assert f"forked: {name} signed two histories" in said
+    victim.works()

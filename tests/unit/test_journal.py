@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,11 +18,12 @@ from pathlib import Path
 import pytest
 from authors import NOW, Author, digest, project_record
 
+from ponyswarm import keys
 from ponyswarm.codec import ZERO, decode_entry, decode_payload
 from ponyswarm.errors import InfraError, PeerError
 from ponyswarm.keys import SecretKey
 from ponyswarm.ledger.chain import FUTURE_MS, Accept
-from ponyswarm.ledger.journal import Journal
+from ponyswarm.ledger.journal import Journal, machine_id
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Entry, Withdraw
 
@@ -29,13 +31,16 @@ KEY = SecretKey(bytes([3]) * 32)
 PROJECT = digest("project")
 
 
-def open_journal(home: Path, fence: Path | None = None, machine: str = "here") -> Journal:
+def open_journal(
+    home: Path, fence: Path | None = None, machine: str = "here", boot: str = ""
+) -> Journal:
     return Journal(
         home / "journal",
         fence=fence or home.parent / "fence",
         key=KEY,
         machine=machine,
         nonce=lambda: os.urandom(8),
+        boot=boot,
     )
 
 
@@ -238,6 +243,190 @@ def test_a_closed_feed_is_never_extended(home):
     journal.close_feed(PROJECT)
     fresh = say(journal, "b")
     assert (fresh.header.seq, continues(fresh)) == (0, first.id)
+    journal.close()
+
+
+def test_a_doubted_feed_is_not_extended_until_peers_confirm_it(home):
+    journal = open_journal(home)
+    first = say(journal, "a")
+    journal.doubt()
+    journal.confirm(PROJECT)
+    second = say(journal, "b")
+    assert second.header.prev == first.id
+    journal.doubt()
+    fresh = say(journal, "c")
+    assert (fresh.header.seq, continues(fresh)) == (0, second.id)
+    # A fresh nonce needs no asking, and doubt outlives the process.
+    assert say(journal, "d").header.seq == 1
+    journal.doubt()
+    journal.close()
+    journal = open_journal(home)
+    assert not journal.reopened
+    assert say(journal, "e").header.seq == 0
+    journal.close()
+
+
+def test_after_a_start_of_the_machine_a_feed_is_doubted(home):
+    journal = open_journal(home, boot="monday")
+    say(journal, "a")
+    journal.close()
+    journal = open_journal(home, boot="monday")
+    assert say(journal, "b").header.seq == 1
+    journal.close()
+    journal = open_journal(home, boot="tuesday")
+    assert say(journal, "c").header.seq == 0
+    journal.close()
+
+
+def test_an_own_entry_from_elsewhere_closes_the_feed_that_it_continues(home, tmp_path):
+    journal = open_journal(home)
+    say(journal, "a")
+    journal.close()
+    shutil.copytree(home, tmp_path / "copy")
+    lost = open_journal(home)
+    later = [say(lost, text) for text in "bc"]
+    lost.close()
+    # As a rolled back disk has it: fence and journal of the same moment.
+    (tmp_path / "elsewhere").mkdir()
+    journal = open_journal(tmp_path / "copy", tmp_path / "elsewhere" / "fence")
+    journal.confirm(PROJECT)
+    journal._db.execute("UPDATE feed SET closed = 0")
+    assert journal.seen(later[1])
+    assert not journal.seen(later[0]), "it is closed already"
+    fresh = say(journal, "d")
+    assert (fresh.header.seq, continues(fresh)) == (0, later[1].id)
+    # What continues the old feed closes the new one no more, nor does an entry of its own.
+    assert not journal.seen(later[0])
+    assert not journal.seen(fresh)
+    assert say(journal, "e").header.seq == 1
+    journal.close()
+
+
+def test_a_lost_journal_names_the_head_that_the_ledger_remembers(home):
+    journal = open_journal(home)
+    old = say(journal, "a")
+    journal.close()
+    for file in home.iterdir():
+        file.unlink()
+    journal = open_journal(home)
+    assert journal.seen(old)
+    assert continues(say(journal, "b")) == old.id
+    journal.close()
+
+
+class FailsAfter:
+    """A connection that says a commit failed after it was made: failed, but persisted."""
+
+    def __init__(self, db: object) -> None:
+        self._db = db
+        self.fails = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._db, name)
+
+    def execute(self, sql: str, *values: object) -> object:
+        done = self._db.execute(sql, *values)
+        if sql == "COMMIT" and self.fails:
+            self.fails -= 1
+            raise sqlite3.OperationalError("disk I/O error")
+        return done
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_commit_that_failed_but_persisted_never_leads_to_two_entries_for_one_place(home, times):
+    journal = open_journal(home)
+    say(journal, "a")
+    journal._db = FailsAfter(journal._db)
+    for number in range(times):
+        journal._db.fails = 1
+        with pytest.raises(InfraError):
+            say(journal, str(number))
+    after = say(journal, "after")
+    journal.close()
+    journal = open_journal(home)
+    chain = [entry for _, entry in journal.since(0)]
+    assert after in chain
+    # From the third on it is the closing of the feeds that fails.
+    assert len(chain) == 2 + min(times, 2)
+    assert set(places([*chain, say(journal, "last")]).values()) == {1}
+    journal.close()
+
+
+# A node's way of publishing, killed at one point of it: everything on disk, and what it printed.
+PUBLISHER = """
+import os, signal, sys
+from pathlib import Path
+from ponyswarm.ledger import journal, store
+from ponyswarm.messages import Project, Withdraw
+from ponyswarm.session import open_session
+
+home, point, now = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def before(owner, name):
+    setattr(owner, name, die)
+
+def after(owner, name):
+    made = getattr(owner, name)
+    setattr(owner, name, lambda *a, **k: (made(*a, **k), die()))
+
+with open_session(key=home / "key", journal=home / "journal", fence=home / "state" / "fence",
+                  ledger=home / "ledger", blobs=home / "blobs", ledger_budget=1 << 30,
+                  blob_budget=1 << 30, now=now) as session:
+    def say(text):
+        project = bytes.fromhex((home / "project").read_text())
+        entry = session.publish(Withdraw(job=bytes(32), reason=text), project=project, now=now)
+        os.write(1, entry.frame.hex().encode() + b"\\n")
+    if not (home / "project").exists():
+        record = Project(name="demo", roots=(session.key.public,))
+        (home / "project").write_text(session.publish(record, now=now).id.hex())
+    say("before " + point)
+    {
+        "none": lambda: None,
+        "signed": lambda: before(journal.Journal, "_commit"),
+        "committed": lambda: after(journal.Journal, "_commit"),
+        "fencing": lambda: before(os, "replace"),
+        "fenced": lambda: after(journal.Journal, "_write_fence"),
+        "appending": lambda: before(store.Store, "append"),
+        "appended": lambda: after(store.Store, "append"),
+        "told": lambda: None,
+    }[point]()
+    say("at " + point)
+    if point == "told":
+        die()
+"""
+
+POINTS = ("signed", "committed", "fencing", "fenced", "appending", "appended", "told", "none")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_killed_at_each_step_of_publishing_nothing_is_lost_or_contradicted(tmp_path):
+    home = tmp_path / "home"
+    (home / "state").mkdir(parents=True)
+    keys.save(home / "key", KEY)
+    handed_out: list[Entry] = []
+    for number, point in enumerate(POINTS):
+        done = subprocess.run(
+            [sys.executable, "-c", PUBLISHER, str(home), point, str(NOW + number)],
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == (0 if point == "none" else -signal.SIGKILL), done.stderr.decode()
+        handed_out += handed_out_by(done.stdout)
+    journal = open_journal(home, home / "state" / "fence", machine=machine_id())
+    held = [entry for _, entry in journal.since(0)]
+    ledger = Store(home / "ledger")
+    assert not journal.reopened
+    assert len(handed_out) == 10
+    assert all(entry in held and ledger.holds(entry.id) for entry in handed_out)
+    assert all(ledger.holds(entry.id) for entry in held)
+    assert set(places(held).values()) == {1}
+    # One feed of the project, beside the genesis: a mere kill costs none.
+    assert len({entry.header.nonce for entry in held}) == 2
+    ledger.close()
     journal.close()
 
 

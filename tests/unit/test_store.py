@@ -19,7 +19,7 @@ from ponyswarm.ledger.chain import Accept, Diverges, Duplicate, Early, Forked, G
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.store import Store, forked_mark
 from ponyswarm.ledger.verdicts import Verdict
-from ponyswarm.messages import Entry, FeedMark, Kind, Spec
+from ponyswarm.messages import Entry, FeedMark, Kind, Spec, Vouch
 from ponyswarm.policy import ReaderPolicy
 
 LATER = NOW + 3_600_000
@@ -329,6 +329,77 @@ def test_what_counts_is_the_same_whatever_order_entries_arrived_in(data):
         assert facts[-2:] == (True, [])
         assert facts[2] == {Author(5).public}
         assert facts[1][0][2] == 1
+
+
+def set_with_many_forks() -> tuple[bytes, list[Entry]]:
+    """Three histories of one place, two forked feeds of one author, `fork` entries about all
+    of them (one of these in a place that is disputed itself), vouches before and after."""
+    root, twice, thrice = Author(1), Author(5), Author(6)
+    genesis = root.project()
+    job = root.announce(genesis.id)
+    cell = cell_ids(job, announce())[0]
+
+    def say(author: Author, passed: int, time: int | None = None) -> Entry:
+        return author.sign(result(job.id, cell, passed=passed), genesis.id, time)
+
+    again = twice.reopen(b"another.")
+    first = [say(twice, 3), say(again, 3)]
+    left, other = twice.branch(), again.branch()
+    a, b = say(twice, 4), say(left, 5)
+    c, d = say(again, 4), say(other, 5)
+    second, third = thrice.branch(), thrice.branch()
+    x, y, z = say(thrice, 1, NOW + 9000), say(second, 2, NOW + 1000), say(third, 3, NOW + 30_000)
+    witness, forked_witness = Author(7), Author(8)
+    proofs = [
+        witness.sign(fork_of(a, b), genesis.id, NOW + 10_000),
+        witness.sign(fork_of(d, c), genesis.id, NOW + 11_000),
+        witness.sign(fork_of(x, z), genesis.id, NOW + 12_000),
+    ]
+    liar = forked_witness.branch()
+    one = forked_witness.sign(fork_of(y, x), genesis.id, NOW + 50_000)
+    two = liar.sign(result(job.id, cell), genesis.id, NOW + 50_000)
+    proofs.append(witness.sign(fork_of(one, two), genesis.id, NOW + 51_000))
+    early = root.sign(Vouch(key=thrice.public, operator="x"), genesis.id, NOW + 11_500)
+    late = root.sign(Vouch(key=twice.public, operator="y"), genesis.id, NOW + 20_000)
+    entries = [genesis, job, *first, a, b, c, d, x, y, z, one, two, *proofs, early, late]
+    return genesis.id, entries
+
+
+@given(st.data())
+@settings(max_examples=30)
+def test_several_forks_and_vouches_come_to_the_same_whatever_the_order(data):
+    project, entries = set_with_many_forks()
+    with TemporaryDirectory() as folder:
+        expected = judged_by_now(Path(folder, "a"), project, entries)
+        facts = judged_by_now(Path(folder, "b"), project, data.draw(st.permutations(entries)))
+        assert facts == expected
+        # Vouched for after all that tells of its forks; the others were not.
+        assert facts[2] == {Author(6).public, Author(8).public}
+        assert facts[-2:] == (True, [])
+
+
+def test_each_forked_feed_is_untold_until_an_undisputed_entry_tells_of_it(ledger, maintainer):
+    genesis = maintainer.project()
+    fill(ledger, genesis)
+    witness, pairs = Author(6), []
+    for one in (Author(5), Author(5).reopen(b"another.")):
+        twin = one.branch()
+        pairs.append(
+            (one.result(genesis.id, ZERO, ZERO), twin.result(genesis.id, ZERO, genesis.id))
+        )
+        fill(ledger, pairs[-1][0])
+        assert ledger.append(pairs[-1][1], LATER) == Forked(0)
+    assert len(ledger.untold_forks(genesis.id)) == 2
+    # Told by one who forks at that very place: another node may hold its other history.
+    liar = Author(7)
+    twin = liar.branch()
+    fill(ledger, liar.sign(fork_of(*pairs[0]), genesis.id))
+    assert len(ledger.untold_forks(genesis.id)) == 1
+    assert ledger.append(twin.result(genesis.id, ZERO, ZERO), LATER) == Forked(0)
+    assert len(ledger.untold_forks(genesis.id)) == 3
+    for proof in ledger.untold_forks(genesis.id):
+        fill(ledger, witness.sign(proof, genesis.id))
+    assert ledger.untold_forks(genesis.id) == []
 
 
 def test_a_feed_that_is_forked_from_its_start_is_in_no_frontier(ledger, tmp_path, maintainer):
