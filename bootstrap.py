@@ -255,6 +255,17 @@ def how_to_get_python() -> str:
 # --- system packages --------------------------------------------------------------------
 
 
+def workers(arguments: list) -> list:
+    """pytest's arguments for two workers, a file to one of them, unless told otherwise.
+
+    A debugger needs the terminal, which a worker does not have.
+    """
+    chosen = ("-n", "--numprocesses", "--dist", "--pdb", "-s", "--capture", "-p")
+    if any(argument.startswith(chosen) for argument in arguments):
+        return []
+    return ["-n", "2", "--dist", "loadfile"]
+
+
 def is_apt_root() -> bool:
     return hasattr(os, "geteuid") and os.geteuid() == 0 and bool(shutil.which("apt-get"))
 
@@ -622,7 +633,7 @@ def main(arguments: list) -> int:
         return 0
     if command == "test":
         os.chdir(HERE)
-        return become([python, "-m", "pytest", *rest])
+        return become([python, "-m", "pytest", *workers(rest), *rest])
     ponyswarm = [python, "-m", "ponyswarm"]
     if command == "node" and not {"-h", "--help"} & set(rest):
         code = subprocess.call([*ponyswarm, "init", "--yes"])
