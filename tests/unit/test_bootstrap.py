@@ -404,7 +404,7 @@ def test_missing_packages_are_named_and_do_not_end_the_set_up(bootstrap, monkeyp
     assert "to get it:  " in told
 
 
-def test_two_workers_run_the_tests_unless_told_otherwise() -> None:
+def test_two_workers_run_the_tests_unless_told_otherwise(bootstrap) -> None:
     assert bootstrap.workers([]) == ["-n", "2", "--dist", "loadfile"]
     assert bootstrap.workers(["tests/unit", "-x"]) == ["-n", "2", "--dist", "loadfile"]
     for told in (["-n0"], ["-n", "4"], ["--pdb"], ["-s"], ["-p", "no:xdist"]):
