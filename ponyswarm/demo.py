@@ -28,6 +28,7 @@ from ponyswarm.exec.interpreters import Installed
 from ponyswarm.home import Home
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader
 from ponyswarm.ledger.verdicts import Verdict
+from ponyswarm.messages import Cell
 from ponyswarm.policy import ReaderPolicy
 from ponyswarm.volunteer import minor_version
 
@@ -230,6 +231,7 @@ class Job:
 
     row: JobRow
     cells: Sequence[CellRow]
+    points: Mapping[bytes, Cell]
 
 
 # Called again and again while a job runs, with what the reader's ledger holds by then.
@@ -384,7 +386,8 @@ def _look(reader: Member, job: str) -> Job | None:
     try:
         with Reader(reader.home.ledger) as ledger:
             row = ledger.find_job(None, job, None)
-            return Job(row, ledger.cells(row, ReaderPolicy(agreeing=row.redundancy)))
+            cells = ledger.cells(row, ReaderPolicy(agreeing=row.redundancy))
+            return Job(row, cells, ledger.points(row.id))
     except LocalError:
         return None  # The announcement has not reached the reader yet.
 

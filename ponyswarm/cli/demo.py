@@ -110,18 +110,22 @@ def _live() -> Iterator[story.Watch]:
         yield watch
 
 
+def _cells(job: story.Job) -> list[dict[str, object]]:
+    return [cell_facts(cell, job.points.get(cell.id)) for cell in job.cells]
+
+
 def _facts(told: story.Story) -> dict[str, object]:
     return {
         "good": told.good,
         "nodes": list(told.nodes),
         "title": told.job.row.title,
-        "cells": [cell_facts(cell) for cell in told.job.cells],
+        "cells": _cells(told.job),
         "verified_entries": told.verified_entries,
         "faults": list(told.faults),
         "liar": {
             "key": keys.peer_id(told.liar),
             "verdicts": dict(told.liar_verdicts),
-            "cells": [cell_facts(cell) for cell in told.settled.cells],
+            "cells": _cells(told.settled),
         },
         "seconds": dict(told.seconds),
     }

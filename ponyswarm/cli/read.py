@@ -28,6 +28,7 @@ from ponyswarm.home import Home
 from ponyswarm.ledger import verifier
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader, ResultRow
 from ponyswarm.ledger.verdicts import Verdict
+from ponyswarm.messages import Cell
 from ponyswarm.policy import ReaderPolicy
 
 # How long `show --log` waits for peers to give an output that is not here.
@@ -67,14 +68,14 @@ def exit_code(cells: Sequence[CellRow]) -> int:
     return 0 if verdicts == {Verdict.CONFIRMED_PASS} else EXIT_INCONCLUSIVE
 
 
-def cell_facts(cell: CellRow) -> dict[str, object]:
-    """A cell and its finding as ``--json`` prints them."""
+def cell_facts(cell: CellRow, point: Cell | None) -> dict[str, object]:
+    """A cell and its finding as ``--json`` prints them; ``point`` is as it was announced."""
     finding = cell.finding
     return {
         "cell": cell.id.hex(),
         "python": cell.python,
-        "services": cell.services,
-        "factors": cell.factors,
+        "services": [] if point is None else list(point.services),
+        "factors": {} if point is None else dict(point.factors),
         "verdict": str(finding.verdict),
         "agree": finding.agree,
         "of": finding.of,
@@ -127,9 +128,10 @@ def results(
         found = reader.find_job(reader.find_project(project), job, commit)
         chosen = reader_policy(policy, agreeing or found.redundancy)
         cells = reader.matrix(found, chosen)
+        points = reader.points(found.id)
         forked = sorted(keys.peer_id(key) for key in reader.forked(found.project))
     if as_json:
-        facts = [cell_facts(cell) for cell in cells]
+        facts = [cell_facts(cell, points.get(cell.id)) for cell in cells]
         print_json({**job_facts(found), "forked": forked, "cells": facts})
     else:
         print_matrix(found, cells)
@@ -150,11 +152,12 @@ def show(home: Home, cell: str, with_log: bool, as_json: bool) -> None:
         job = reader.find_job(None, job_id.hex(), None)
         (row,) = reader.cells(job, ReaderPolicy(agreeing=job.redundancy), cell_id)
         forked = reader.forked(job.project)
+        point = reader.points(job.id).get(cell_id)
     failing = {result.entry: _failing(home, result) for result in row.results}
     if as_json:
         print_json(
             {
-                **cell_facts(row),
+                **cell_facts(row, point),
                 "job": job_facts(job),
                 "results": [
                     {

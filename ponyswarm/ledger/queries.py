@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ponyswarm.codec import (
+    cell_id,
     decode_frame,
     decode_payload,
     is_authentic,
@@ -20,8 +21,10 @@ from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import Head, Refused, judge
 from ponyswarm.ledger.store import RIGHTS, Auth, id_prefix
 from ponyswarm.ledger.verdicts import Finding, Outcome, weigh
+from ponyswarm.matrix import cells
 from ponyswarm.messages import (
     Announce,
+    Cell,
     Entry,
     Fork,
     Kind,
@@ -238,6 +241,11 @@ class Reader:
             )
             for row in rows
         ]
+
+    def points(self, job: bytes) -> dict[bytes, Cell]:
+        """The cells of a job by id, as its announcement gives them."""
+        announce = self.announce(job)
+        return {} if announce is None else {cell_id(job, c): c for c in cells(announce.spec)}
 
     def announce(self, job: bytes) -> Announce | None:
         """What a job's announcement says."""
