@@ -52,6 +52,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sql": ("ponyswarm.cli.queries:sql", "Ask the ledger in SQL, reading only."),
     "log": ("ponyswarm.cli.read:log", "List ledger entries, newest first."),
     "verify": ("ponyswarm.cli.read:verify", "Check the ledger, or a proof file."),
+    "fsck": ("ponyswarm.cli.fsck:fsck", "Check every byte of the ledger, and mend it."),
     "export": ("ponyswarm.cli.export:export", "Write a proof that others can check offline."),
     "demo": ("ponyswarm.cli.demo:demo", "Run a small swarm on this machine and show it work."),
 }

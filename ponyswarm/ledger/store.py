@@ -165,6 +165,7 @@ class Store:
 
     def __init__(self, path: Path, *, budget: int | None = None) -> None:
         """``budget`` bounds the database in bytes; above it only maintainers are heard."""
+        self.path = path
         self._budget = budget
         # Frames are some 800 bytes: in pages of 4 KiB a sixth would be lost at the ends.
         self._db = connect(path, synchronous="NORMAL", page_size=8192)
@@ -475,7 +476,11 @@ class Store:
                 )
                 self._keep_withdrawal(state, entry, payload, disputed=disputed)
             case Withdraw():
-                self._keep_withdrawal(state, entry, payload, disputed=disputed)
+                if payload.job in self.ended(project):
+                    # Which reason is shown must not depend on which one came first.
+                    self._rights_changed(project)
+                else:
+                    self._keep_withdrawal(state, entry, payload, disputed=disputed)
             case Fork():
                 first, second = _evidence(payload, entry)
                 self._keep_evidence(project, first, second)
@@ -825,6 +830,65 @@ class Store:
             (key,),
         )
         return [decode_frame(frame) for (frame,) in rows]
+
+    # --- rebuilding -------------------------------------------------------------------
+
+    def restore_evidence(self, proofs: Iterable[tuple[bytes, SignedHeader, SignedHeader]]) -> None:
+        """Take up (project, halves) of forks that were proved, before any entry."""
+        with self._writing():
+            self._db.executemany(
+                "INSERT INTO fork_evidence VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        low.header.author,
+                        project,
+                        low.header.nonce,
+                        low.header.seq,
+                        low.raw,
+                        low.signature,
+                        high.raw,
+                        high.signature,
+                    )
+                    for project, low, high in proofs
+                ],
+            )
+
+    def restore(self, entries: Sequence[tuple[Entry, Auth]]) -> None:
+        """Keep entries that `fsck` found good, in order of arrival, with all that is derived.
+
+        Nobody's rights are asked: they were when each came, with what was known then.
+        """
+        with self._writing():
+            for entry, auth in entries:
+                project = entry.namespace
+                feed = self._feed(project, entry.feed) or self._open_feed(entry, project)
+                self._keep(entry, decode_payload(entry), feed, auth)
+
+    def finish_restore(self) -> None:
+        """Derive what rests on rights once more, from all that is there."""
+        with self._writing():
+            self._states.clear()
+            for (project,) in self._db.execute("SELECT DISTINCT project FROM feed").fetchall():
+                self._rights_changed(project)
+            # A feed that was cut ends at an entry whose signature was checked just now.
+            self._db.execute(
+                "UPDATE entry SET auth = 1 WHERE auth = 0"
+                " AND seq + 1 = (SELECT height FROM feed WHERE feed.feed = entry.feed)"
+            )
+
+    def restore_notes(
+        self,
+        blobs: Sequence[tuple[object, ...]],
+        failures: Sequence[tuple[bytes, str, str]],
+    ) -> None:
+        """Take up what is of this machine only: notes of blobs, and messages of failures."""
+        with self._writing():
+            self._db.executemany("INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?, ?, ?)", blobs)
+        messages: dict[bytes, list[tuple[str, str]]] = {}
+        for id_, test, message in failures:
+            messages.setdefault(id_, []).append((test, message))
+        for id_, said in messages.items():
+            self.explain(id_, said)
 
     # --- signatures that were not checked yet ------------------------------------------
 
