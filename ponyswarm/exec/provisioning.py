@@ -94,7 +94,7 @@ class Given:
             named = {name for name, values in self.values.items() if values is part.placeholders}
             if part.socket is not None and (part.only_tcp or named & wanted):
                 found.append(f"{part.port}={part.socket[1]}")
-        return tuple(found)
+        return tuple(dict.fromkeys(found))
 
     def bound(self, box: Sandbox) -> Sandbox:
         """The sandbox with the services' sockets, and nothing else of them."""
