@@ -36,8 +36,9 @@ from ponyswarm.frontier import (
 from ponyswarm.messages import Entry, FeedMark, FeedRef
 
 PROTOCOL = "/ponyswarm/sync/1"
-# A reply is cut here and the asker asks again: no round holds much memory on either side.
-MAX_REPLY = 4 << 20
+# A reply is cut here and the asker asks again, so that one peer does not keep a server for
+# ever. It holds one message of a reply in memory, however long that is.
+MAX_REPLY = 128 << 20
 # Frames of one message. A segment ends where a signature was checked, which may be later.
 MAX_CHUNK = 128 << 10
 MAX_EXPANDED = 4 * MAX_CHUNK
