@@ -42,9 +42,15 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True)
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(home, tmp_path, monkeypatch):
     holds()
+    monkeypatch.setenv("PONYSWARM_HOME", str(home))
     folder = tmp_path / "checkout"
     folder.mkdir()
     git(folder, "init", "-q")
@@ -55,8 +61,7 @@ def checkout(tmp_path):
 
 
 def command(checkout: Path, *words: str) -> list[str]:
-    home = checkout.parent / "home"
-    return [sys.executable, "-m", "ponyswarm", "--home", str(home), "run", str(checkout), *words]
+    return [sys.executable, "-m", "ponyswarm", "run", str(checkout), *words]
 
 
 def types(checkout: Path, *words: str, code: int) -> subprocess.CompletedProcess[str]:
@@ -125,7 +130,7 @@ def test_a_broken_run_names_what_was_running_and_exits_3(checkout):
     assert "before it: 1 passed" in done.stdout
 
 
-def test_ctrl_c_leaves_nothing_and_keeps_what_is_done(checkout):
+def test_ctrl_c_leaves_nothing_and_keeps_what_is_done(checkout, home):
     body = MIXED.replace("1, 2", "1, 1").replace("pass", "time.sleep({}) if {} else None")
     slow = body.format("300", "__import__('os').environ['SIDE'] == 'right'")
     (checkout / "test_it.py").write_text(slow)
@@ -146,4 +151,4 @@ def test_ctrl_c_leaves_nothing_and_keeps_what_is_done(checkout):
     assert process.returncode == 130
     assert "1 of 4 cells good" in rest
     assert "1 not done: interrupted" in rest
-    assert os.listdir(checkout.parent / "home" / "cache" / "local") == []
+    assert os.listdir(home / "cache" / "local") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -74,3 +75,13 @@ def test_junit_xml_tells_every_status_and_a_broken_run_is_never_good():
     (case,) = second.iter("testcase")
     assert case.get("name") == "a.b"
     assert case.find("error").get("message") == "timeout: late"
+
+
+def test_junit_xml_of_a_large_suite_takes_no_time_to_speak_of():
+    tests = tuple(TestOutcome(id=f"a.test_{n}", status=Status.PASSED) for n in range(20_000))
+    place = Place(cell=Cell(python="3.12"), interpreter=HERE[0])
+    outcome = Outcome(state="completed", tests=tests)
+    began = time.process_time()
+    document = junit.document("it", [Ended(place=place, outcome=outcome, steps=())])
+    assert document.tests == 20_000
+    assert time.process_time() - began < 20
