@@ -32,7 +32,7 @@ def document(title: str, ended: Sequence[Ended]) -> JUnitXml:
         # All at once: one by one the library counts them all again for each.
         suite.add_testcases(cases)
         suite.add_property("python", one.place.interpreter.name if one.place.interpreter else "")
-        xml.append(suite)
+        xml.append(suite)  # type: ignore[no-untyped-call]
     xml.update_statistics()  # type: ignore[no-untyped-call]
     return xml
 
