@@ -342,16 +342,17 @@ class Reader:
         operators = {} if state is None else state.operators
         # This loop runs for each result of a job, sixty thousand times for a hot one.
         keys: dict[int, bytes | None] = {}
+        sets: dict[int, bytes] = {}
         voices: dict[bytes, dict[Outcome, list[bytes]]] = {}
         broken: dict[bytes, dict[str, int]] = {}
         runs: dict[bytes, int] = {}
         said: dict[tuple[bytes, int], list[int]] = {}
         here: dict[Outcome, list[bytes]] = {}
         last_cell, last_author, outcomes = b"", -1, 0
-        for cell, author, arrival, reason, digest, set_, failed, total in self._db.execute(
+        for cell, author, arrival, reason, digest, where, failed, total in self._db.execute(
             "SELECT cell, author, arrival, CASE state WHEN 'completed' THEN NULL"
-            " ELSE ifnull(reason, '') END, digest, comparable, failed, total FROM result"
-            " JOIN environment USING (environment) WHERE job = ?1"
+            " ELSE ifnull(reason, '') END, digest, environment, failed, total FROM result"
+            " WHERE job = ?1"
             + " AND cell = ?2" * (only is not None)
             + " ORDER BY cell, author, arrival",
             (job.id, only) if only is not None else (job.id,),
@@ -377,6 +378,9 @@ class Reader:
                 said.setdefault((cell, author), []).append(arrival)
                 continue
             last_author = author
+            set_ = sets.get(where)
+            if set_ is None:
+                set_ = sets[where] = self._comparable(where)
             # A plain tuple equals an `Outcome` of the same, and is made much faster.
             found = here.get((set_, digest, failed, total))  # type: ignore[call-overload]
             if found is None:
@@ -409,6 +413,13 @@ class Reader:
                 )
             }
         return void
+
+    def _comparable(self, environment: int) -> bytes:
+        return bytes(
+            self._db.execute(
+                "SELECT comparable FROM environment WHERE environment = ?", (environment,)
+            ).fetchone()[0]
+        )
 
     def _counted(
         self,
