@@ -24,7 +24,7 @@ from ponyswarm.p2p.network import (
     open_network,
 )
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 def run(body, seconds=30.0):
