@@ -63,8 +63,10 @@ from ponyswarm.policy import ProjectState, advance, fold, has_force, refusal
 
 SCHEMA_VERSION = 1
 
-# Feeds one author may open in one project: a fresh nonce is meant for accidents.
-MAX_FEEDS_PER_AUTHOR = 32
+# Feeds one author may open in one project. A fresh nonce is meant for accidents, but a home
+# that is seldom online opens one after each start that no peer could confirm: a limit that
+# such a home reached in years would silence it for good.
+MAX_FEEDS_PER_AUTHOR = 1_024
 
 # What one author may make others keep in one project. A feed is then a valid prefix.
 MAX_BYTES_PER_FEED = 64 << 20
