@@ -22,12 +22,14 @@ from functools import lru_cache
 from html import unescape
 from pathlib import Path
 
+from distlib.index import DEFAULT_INDEX
 from packaging.utils import InvalidSdistFilename, canonicalize_name, parse_sdist_filename
 from packaging.version import Version
 
 from ponyswarm.errors import InfraError, LocalError
 
-PUBLIC = "https://pypi.org/simple"
+# The public index, where the packaging tools themselves look by default.
+PUBLIC = urllib.parse.urljoin(DEFAULT_INDEX, "/simple")
 MAX_PAGE = 64 << 20
 MAX_SDIST = 512 << 20
 SECONDS = 60
