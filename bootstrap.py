@@ -313,10 +313,10 @@ def install_line(packages: list) -> str:
     return "install with your system's package manager: " + " ".join(packages)
 
 
-def system_packages(may_install: bool) -> None:
-    """Gets the missing system packages if it may, else names them; never ends the set-up."""
+def system_packages() -> None:
+    """Gets the missing system packages as root, else names them; never ends the set-up."""
     missing = missing_commands()
-    if missing and may_install and is_apt_root():
+    if missing and is_apt_root():
         apt_install([SYSTEM[name][1] for name in missing])
         missing = missing_commands()
     for name in missing:
@@ -566,10 +566,10 @@ def set_up(dev: bool) -> None:
         facts = probe(venv_python())
         stamp = read_stamp()
         if usable(facts) and satisfied(stamp, fingerprint(pyproject, facts["version"], HERE), dev):
-            system_packages(may_install=False)
+            system_packages()
             return
         moved = stamp.get("where") not in (None, HERE)
-        system_packages(may_install=True)
+        system_packages()
         if moved or not usable(facts):
             make_venv()
             facts = probe(venv_python())

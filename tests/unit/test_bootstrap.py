@@ -235,9 +235,7 @@ def checkout(bootstrap, tmp_path, monkeypatch):
     monkeypatch.setattr(bootstrap, "make_venv", make_venv)
     monkeypatch.setattr(bootstrap, "probe", lambda path: state["python"])
     monkeypatch.setattr(bootstrap, "install", lambda dev: steps.append(f"install dev={dev}"))
-    monkeypatch.setattr(
-        bootstrap, "system_packages", lambda may_install: steps.append("apt") if may_install else 0
-    )
+    monkeypatch.setattr(bootstrap, "system_packages", lambda: steps.append("apt"))
 
     def run(dev=False):
         steps.clear()
@@ -248,12 +246,12 @@ def checkout(bootstrap, tmp_path, monkeypatch):
     return run
 
 
-def test_the_second_set_up_does_nothing(checkout):
+def test_the_second_set_up_only_looks_for_system_packages(checkout):
     assert checkout() == ["apt", "venv", "install dev=False"]
-    assert checkout() == []
+    assert checkout() == ["apt"]
     assert checkout(dev=True) == ["apt", "install dev=True"]
-    assert checkout(dev=True) == []
-    assert checkout() == []
+    assert checkout(dev=True) == ["apt"]
+    assert checkout() == ["apt"]
 
 
 def test_a_change_installs_again_and_keeps_what_developers_need(checkout, tmp_path):
@@ -268,7 +266,7 @@ def test_a_killed_install_is_finished_by_the_next_run(checkout, bootstrap, monke
         with contextlib.suppress(ZeroDivisionError):
             checkout()
     assert checkout() == ["apt", "install dev=False"]
-    assert checkout() == []
+    assert checkout() == ["apt"]
 
 
 def test_a_virtualenv_whose_python_is_gone_is_made_again(checkout):
@@ -379,6 +377,7 @@ def test_the_servers_of_tests_are_installed_without_being_started(
 
     monkeypatch.setattr(bootstrap, "POLICY", str(policy))
     monkeypatch.setattr(bootstrap, "TEST_SERVERS", (("/nowhere/*", "a"), ("/usr", "b")))
+    monkeypatch.setattr(bootstrap, "TEST_COMMANDS", ())
     monkeypatch.setattr(bootstrap, "apt_install", install)
     monkeypatch.setattr(bootstrap.sys, "platform", "linux")
     monkeypatch.setattr(bootstrap, "is_apt_root", lambda: True)
@@ -398,7 +397,7 @@ def test_the_servers_of_tests_are_installed_without_being_started(
 def test_missing_packages_are_named_and_do_not_end_the_set_up(bootstrap, monkeypatch, capsys):
     monkeypatch.setattr(bootstrap, "missing_commands", lambda: ["git"])
     monkeypatch.setattr(bootstrap, "is_apt_root", lambda: False)
-    bootstrap.system_packages(may_install=True)
+    bootstrap.system_packages()
     told = capsys.readouterr().err
     assert "git is missing (reads the source of a job)" in told
     assert "to get it:  " in told
