@@ -88,10 +88,6 @@ log = logging.getLogger("ponyswarm")
 TICK = 0.25
 PULL_TIMEOUT = 120.0
 SERVE_TIMEOUT = 60.0
-SOURCE_SECONDS = 300.0
-DIAL_EVERY = 2.0
-LONGEST_BACKOFF = 300.0
-WANTED_PEERS = 8
 MAX_HEARD = 1_000
 # Seconds before a fork that was seen is told of, and between later looks for untold ones.
 FORK_PAUSE = (0.2, 3.0)
@@ -104,7 +100,6 @@ MAX_DECODED = 4_096
 # Seconds between looks for files to drop.
 KEEP_EVERY = 300.0
 MAX_WISHES = 100
-MAX_BAD_IDS = 50
 
 # What a refusal costs its sender; at 100 points `network` bans. Reasons that a mere delay
 # between honest nodes can cause cost nothing.
@@ -313,10 +308,7 @@ class Node:
                         await self.perform(
                             self.protocol.gossip(project, origin, forwarder, message, now)
                         )
-            await self._after_event(now)
-
-    async def _after_event(self, now: int) -> None:
-        await self.perform(self.protocol.tick(now))
+            await self.perform(self.protocol.tick(now))
 
     async def _tick(self) -> None:
         pruned = time.monotonic()

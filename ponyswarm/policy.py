@@ -2,8 +2,8 @@
 
 Pure: a project's state is a function of the *set* of its entries, whatever order they
 arrived in; every question about rights is a function of that state. The ledger asks
-`refusal` before it takes an entry, the node asks `run_refusal` before it runs a job, a
-reader's `ReaderPolicy` goes to `ledger.verdicts`.
+`refusal` before it takes an entry, the protocol asks `run_refusal` before it claims or
+starts a job and to say why not, a reader's `ReaderPolicy` goes to `ledger.verdicts`.
 
 Taking an entry and giving it force are two questions. A ledger takes it when any record
 ever named its author: that only grows, so all nodes end with the same entries. It has

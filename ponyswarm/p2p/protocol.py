@@ -57,6 +57,7 @@ from ponyswarm.p2p.scheduling import (
     still_wanted,
     unexpired,
 )
+from ponyswarm.policy import run_refusal
 
 if TYPE_CHECKING:
     import random
@@ -223,15 +224,9 @@ class Protocol:
         return reasons
 
     def _why_not(self, job: _Job, now: int) -> str | None:
-        if not self.is_trusted(job.project):
-            return (
-                "its project is not trusted here: "
-                f"'ponyswarm trust add {job.project.hex()}' would change that"
-            )
-        if job.withdrawn:
-            return "its maintainer withdrew it"
-        if job.announce.expires <= now:
-            return "it has expired"
+        refused = self._refusal(job, now)
+        if refused is not None:
+            return refused
         offer = self._offer(now)
         if offer is None:
             return "this node runs no jobs"
@@ -242,6 +237,16 @@ class Protocol:
             wants = ", ".join(sorted({" + ".join([c.python, *c.services]) for c in missing}))
             return f"no interpreter or service here fits its cells ({wants})"
         return None
+
+    def _refusal(self, job: _Job, now: int) -> str | None:
+        """The one question before a job of a stranger is served: may it run here?"""
+        return run_refusal(
+            job.project,
+            trusted={id_ for id_, known in self._projects.items() if known.trusted},
+            expires=job.announce.expires,
+            now=now,
+            withdrawn=job.withdrawn,
+        )
 
     # --- projects ------------------------------------------------------------------------
 
@@ -592,7 +597,7 @@ class Protocol:
             open_cells = [
                 cell
                 for job in self._jobs.values()
-                if job.project == project_id and not job.withdrawn and job.announce.expires > now
+                if job.project == project_id and self._refusal(job, now) is None
                 for cell in job.cells.values()
                 if cell.id not in self._mine and self._blocked.get(cell.id, 0) <= now
             ]
@@ -631,7 +636,7 @@ class Protocol:
                 continue
             job = self._jobs.get(mine.job)
             cell = None if job is None else job.cells.get(cell_key)
-            gone = job is None or job.withdrawn or not self.is_trusted(job.project)
+            gone = job is None or self._refusal(job, now) is not None
             if gone or cell is None or should_yield(cell, self.me, now):
                 effects += self._release(cell_key, mine, now)
             else:
