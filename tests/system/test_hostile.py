@@ -26,7 +26,7 @@ from ponyswarm.errors import PeerError
 from ponyswarm.exec.interpreters import discover
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.messages import Announce, Claim, Commit, Entry, Offer, Spec
-from ponyswarm.p2p import blobs, sync
+from ponyswarm.p2p import blobs, sync, witness
 from ponyswarm.p2p.discovery import parse_address
 from ponyswarm.p2p.network import Network, open_network
 from ponyswarm.p2p.protocol import DIRECTORY, project_topic
@@ -165,7 +165,7 @@ def test_garbage_on_the_port_and_on_each_protocol_is_refused_and_memory_stays_fl
     ]
 
     async def send(network: Network, peer: bytes) -> None:
-        for protocol in (sync.PROTOCOL, blobs.PROTOCOL):
+        for protocol in (sync.PROTOCOL, blobs.PROTOCOL, witness.PROTOCOL):
             for request in requests:
                 try:
                     stream = await network.open(peer, protocol)
@@ -182,7 +182,7 @@ def test_garbage_on_the_port_and_on_each_protocol_is_refused_and_memory_stays_fl
 
     for _ in range(5):
         attack(victim, send)
-    counted(victim, "bad-msgpack", "too-long", "bad-sync", "bad-blob-request")
+    counted(victim, "bad-msgpack", "too-long", "bad-sync", "bad-blob-request", "bad-witness")
     victim.works()
     assert victim.memory() - before < MEMORY_GROWTH
 
