@@ -1,6 +1,6 @@
 """The network as the node sees it: keys, topics, streams and events.
 
-This module and `hardening.py` hold all libp2p code of the project. Peers are known
+This module and `hardening/` hold all libp2p code of the project. Peers are known
 by the 32 bytes of their key, addresses are multiaddr strings, and what comes from
 peers is bytes to be judged by the caller: gossip passes the caller's validator
 before it is relayed, and a stream handler gets a `Stream` with caps and deadlines.

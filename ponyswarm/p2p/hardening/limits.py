@@ -1,0 +1,112 @@
+"""Counts and rates that strangers may not exceed; no libp2p in here."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkLimits:
+    """How much of anything strangers may use. All times are seconds."""
+
+    inbound: int = 250  # live inbound connections, handshakes included
+    inbound_per_address: int = 12  # of those, from one IP address (loopback is exempt)
+    connections: int = 300  # in both directions
+    connections_per_peer: int = 3
+    handshake_timeout: float = 5.0
+    streams_per_peer: int = 64  # open at once, opened by the peer
+    stream_rate: float = 50.0  # new ones a second
+    stream_burst: float = 200.0
+    window: int = 1024 * 1024  # bytes a peer may send ahead of our reading, a stream
+    stall: float = 30.0  # a writer waits this long for a reader
+    liveness_interval: float = 10.0
+    liveness_timeout: float = 10.0
+    message: int = 16 * 1024  # bytes of one gossip message
+    rpc: int = 256 * 1024  # bytes of one pubsub frame
+    message_rate: float = 100.0  # gossip messages a second, a forwarder
+    message_burst: float = 500.0
+    topic_length: int = 200
+    topics_per_peer: int = 2000
+    gossip_queue: int = 1024  # outbound frames waiting for one peer
+    events: int = 4096  # gossip events waiting for the node
+    ban_points: float = 100.0
+    ban_time: float = 600.0
+    score_half_life: float = 600.0
+
+
+class TokenBucket:
+    """``rate`` tokens a second, at most ``burst`` at once."""
+
+    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate, self._burst, self._tokens, self._at = rate, burst, burst, now
+
+    def take(self, cost: float, now: float) -> bool:
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < cost:
+            return False
+        self._tokens -= cost
+        return True
+
+
+class Doorkeeper:
+    """Counts live inbound connections, in all and by address, and frees their slots.
+
+    libp2p takes an inbound slot for each connection and gives it back only when
+    the host stops, so after 250 inbound connections, however short, nobody else
+    gets in. Its default resource manager adds a cap of 256 and a circuit breaker
+    that a stranger can trip for everybody. Both are replaced by this. Seen with
+    0.8.1.
+    """
+
+    def __init__(self, limits: NetworkLimits) -> None:
+        self._limits = limits
+        self._addresses: dict[str, int] = defaultdict(int)
+        self.inside = 0
+
+    def enter(self, address: str) -> bool:
+        if self.inside >= self._limits.inbound:
+            return False
+        local = address.startswith("127.") or address in ("::1", "::ffff:127.0.0.1")
+        if not local and self._addresses[address] >= self._limits.inbound_per_address:
+            return False
+        self.inside += 1
+        self._addresses[address] += 1
+        return True
+
+    def leave(self, address: str) -> None:
+        self.inside -= 1
+        self._addresses[address] -= 1
+        if self._addresses[address] <= 0:
+            del self._addresses[address]
+
+
+class StreamQuota:
+    """At most ``per_peer`` streams of a protocol at once from one peer.
+
+    libp2p starts a task for every stream a peer opens, without limit. Seen with
+    0.8.1.
+    """
+
+    def __init__(self, per_peer: int) -> None:
+        self._per_peer = per_peer
+        self._open: dict[bytes, int] = defaultdict(int)
+
+    @contextmanager
+    def slot(self, peer: bytes) -> Iterator[bool]:
+        """Yield whether there is room; hold the slot meanwhile."""
+        if self._open[peer] >= self._per_peer:
+            yield False
+            return
+        self._open[peer] += 1
+        try:
+            yield True
+        finally:
+            self._open[peer] -= 1
+            if not self._open[peer]:
+                del self._open[peer]

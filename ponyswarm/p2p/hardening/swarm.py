@@ -1,0 +1,244 @@
+"""All connections of a host, and the host: who comes in, who is dialled, what is answered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from weakref import WeakSet
+
+import trio
+from libp2p.abc import IMuxedConn, INetConn, INetStream, INetwork, INotifee
+from libp2p.crypto.keys import KeyPair
+from libp2p.custom_types import TProtocol
+from libp2p.host.basic_host import BasicHost
+from libp2p.host.ping import ID as PING
+from libp2p.identity.identify.identify import ID as IDENTIFY
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from multiaddr import Multiaddr
+
+from ponyswarm import keys
+from ponyswarm.p2p.hardening.identity import peer_identity, peer_key
+from ponyswarm.p2p.hardening.limits import Doorkeeper, NetworkLimits, StreamQuota
+from ponyswarm.p2p.hardening.muxer import FencedUpgrader
+from ponyswarm.p2p.hardening.referee import Referee
+from ponyswarm.p2p.hardening.streams import BoundedTCP, reset_quietly
+
+AGENT_PROTOCOLS = (TProtocol(IDENTIFY), TProtocol(PING))
+
+
+class _Idle:
+    """Stands in for libp2p's connection pruner and auto-connector.
+
+    The auto-connector dials whatever peers have told about themselves, towards the
+    middle of the two watermarks, and the pruner closes what it dialled. Who to
+    connect to is the node's decision. Seen with 0.8.1.
+    """
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def run_background_task(self, nursery: trio.Nursery) -> None: ...
+
+    async def maybe_connect(self) -> None: ...
+
+    async def maybe_prune_connections(self) -> None: ...
+
+    def record_disconnect(self, peer_id: ID) -> None: ...
+
+
+class FencedSwarm(Swarm):  # type: ignore[misc]
+    """The connections of a host: our own door, our own dialling, guarded handlers.
+
+    - **An exception in any stream handler ends the host.** Handlers run inside
+      `guard`.
+    - Inbound slots are freed when their connection ends, see `Doorkeeper`; the
+      resource manager is left out.
+    - ``host.connect`` takes 252 ms, tries one address, and remembers a failure for
+      a minute; the natural time-outs are 121 and 540 s. `dial` opens one address
+      under the caller's deadline and remembers nothing.
+    - libp2p listens with SO_REUSEPORT, so two nodes share a port and each gets half
+      of the callers. Sockets are bound by `network.py` and handed to `admit`.
+
+    Seen with 0.8.1.
+    """
+
+    def __init__(
+        self, key_pair: KeyPair, upgrader: FencedUpgrader, limits: NetworkLimits, referee: Referee
+    ) -> None:
+        identity = ID.from_pubkey(key_pair.public_key)
+        peerstore = PeerStore()
+        peerstore.add_key_pair(identity, key_pair)
+        config = ConnectionConfig(
+            max_connections=limits.connections,
+            min_connections=0,
+            low_watermark=0,
+            high_watermark=limits.connections,
+            max_connections_per_peer=limits.connections_per_peer,
+            inbound_upgrade_timeout=limits.handshake_timeout,
+            outbound_upgrade_timeout=limits.handshake_timeout,
+            inbound_stream_protocol_negotiation_timeout=limits.handshake_timeout,
+            outbound_stream_protocol_negotiation_timeout=limits.handshake_timeout,
+        )
+        super().__init__(identity, peerstore, upgrader, [], RetryConfig(max_retries=0), config)
+        self._limits = limits
+        self._referee = referee
+        self.door = Doorkeeper(limits)
+        self._sockets: WeakSet[trio.SocketStream] = WeakSet()
+        self.notifees.clear()  # The tag store's; nothing here is tagged.
+        self.auto_connector = self.connection_pruner = _Idle()
+
+    def _schedule_auto_connect(self) -> None: ...
+
+    def _schedule_prune(self) -> None: ...
+
+    def set_stream_handler(self, stream_handler: Callable[[INetStream], Awaitable[None]]) -> None:
+        async def guard(stream: INetStream) -> None:
+            peer = peer_key(stream.muxed_conn.peer_id)
+            try:
+                await stream_handler(stream)
+            except Exception:
+                self._referee.refuse("stream-error", peer)
+                await reset_quietly(stream)
+
+        super().set_stream_handler(guard)
+
+    async def admit(self, stream: trio.SocketStream) -> None:
+        """Serve one accepted connection until it ends."""
+        try:
+            tcp = BoundedTCP(stream)
+        except OSError:
+            await trio.aclose_forcefully(stream)
+            return
+        address = tcp.get_remote_address()[0]
+        if not self.door.enter(address):
+            self._referee.refuse("too-many-connections", None)
+            await trio.aclose_forcefully(stream)
+            return
+        try:
+            raw = RawConnection(tcp, False)
+            with trio.fail_after(2 * self._limits.handshake_timeout):
+                muxed = await self.upgrade_inbound_raw_conn(raw, None)
+            await muxed.event_closed.wait()
+        except Exception:
+            self._referee.refuse("handshake", None)
+        finally:
+            self.door.leave(address)
+            await trio.aclose_forcefully(stream)
+
+    async def dial(self, host: str, port: int, key: bytes) -> None:
+        """Connect to one address; the caller sets the deadline. Raises `OSError` or others."""
+        if len(self.get_connections()) >= self._limits.connections:
+            raise SwarmException("there are too many connections")
+        stream = await trio.open_tcp_stream(host, port)
+        self._sockets.add(stream)
+        try:
+            raw = RawConnection(BoundedTCP(stream), True)
+            await self.upgrade_outbound_raw_conn(raw, peer_identity(key))
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+            raise
+
+    def drop_sockets(self) -> None:
+        """Close what is left of dialled connections, when the network closes.
+
+        libp2p forgets the socket of a connection whose two ends close at once, as the
+        task that would close it is cancelled.
+        """
+        for stream in list(self._sockets):
+            stream.socket.close()
+
+    async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> INetConn:
+        peer = peer_key(muxed_conn.peer_id)
+        fault = None
+        if peer is None or not keys.is_valid_key(peer):
+            fault = "bad-key"
+        elif self._referee.banned(peer):
+            fault = "banned"
+        elif muxed_conn.peer_id == self.self_id:
+            fault = "own-address"
+        elif len(self.get_connections(muxed_conn.peer_id)) > self._limits.connections_per_peer:
+            fault = "too-many-connections"
+        if fault is not None:
+            self._referee.refuse(fault, peer)
+            await muxed_conn._hang_up()
+            muxed_conn.event_closed.set()
+            raise SwarmException(fault)
+        return await super().add_conn(muxed_conn, direction)
+
+
+class Notifee(INotifee):  # type: ignore[misc]
+    """A listener to connections; libp2p wants all six methods of each."""
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None: ...
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None: ...
+
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+
+
+class FencedHost(BasicHost):  # type: ignore[misc]
+    """A host that answers identify and ping, within a quota, and asks nothing.
+
+    The base class asks every new peer to identify itself and keeps the addresses,
+    protocols and records that it claims, takes more of them by identify/push, and
+    the dialling of libp2p trusts them. Nothing here needs them. Seen with 0.8.1.
+    """
+
+    def __init__(self, swarm: FencedSwarm, limits: NetworkLimits) -> None:
+        self.announced: list[Multiaddr] = []
+        super().__init__(
+            swarm,
+            negotiate_timeout=max(1, int(limits.handshake_timeout)),
+            addrs_factory=lambda _: list(self.announced),
+            disable_identify_address_discovery=True,
+        )
+        handlers = self.multiselect.handlers
+        for protocol in list(handlers):
+            handler = handlers.pop(protocol)
+            if protocol in AGENT_PROTOCOLS:
+                handlers[protocol] = self._with_quota(handler, StreamQuota(2))
+
+    def announce(self, addresses: Iterable[str]) -> None:
+        self.announced = [Multiaddr(address) for address in addresses]
+
+    @staticmethod
+    def _with_quota(
+        handler: Callable[[INetStream], Awaitable[None]], quota: StreamQuota
+    ) -> Callable[[INetStream], Awaitable[None]]:
+        async def serve(stream: INetStream) -> None:
+            with quota.slot(peer_key(stream.muxed_conn.peer_id) or b"") as free:
+                if free:
+                    await handler(stream)
+                else:
+                    await reset_quietly(stream)
+
+        return serve
+
+    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None: ...
+
+    async def _push_identify_to_all_peers(self) -> None: ...
+
+
+async def close_quietly(conn: INetConn, timeout: float) -> None:
+    """Close a connection; when its peer does not take the farewell, hang up."""
+    with trio.move_on_after(timeout) as scope:
+        try:
+            await conn.close()
+        except Exception:
+            logging.getLogger("libp2p").debug("closing a connection failed", exc_info=True)
+    if scope.cancelled_caught:
+        with trio.CancelScope(shield=True):
+            await conn.muxed_conn._hang_up()
