@@ -48,7 +48,7 @@ class Keeping:
     """``budget`` is in bytes; ``keep_ms`` None keeps everything, whatever its age and size."""
 
     def __init__(self, store: Store, blobs: BlobStore, *, budget: int, keep_ms: int | None) -> None:
-        self._store = store
+        self._notes = store.notes
         self._blobs = blobs
         self._budget = budget
         self._keep_ms = keep_ms
@@ -60,7 +60,7 @@ class Keeping:
         """An entry names blobs: remember what they are for, and note those that are here."""
         for hash_, use in _uses(entry, payload):
             if hash_ in self._blobs:
-                if not self._store.notes_blob(hash_):
+                if not self._notes.has_blob(hash_):
                     self._note(hash_, use, now)
             else:
                 self._expected[hash_] = use
@@ -78,12 +78,12 @@ class Keeping:
             data = self._blobs.read(blob.hash)
             failures = await trio.to_thread.run_sync(_failures, data)
             if failures:
-                self._store.explain(use.result, failures)
+                self._notes.explain(use.result, failures)
 
     def _note(self, hash_: bytes, use: _Use, now: int) -> None:
         size = self._blobs.size(hash_)
         if size is not None:
-            self._store.keep_blob(
+            self._notes.keep_blob(
                 Held(
                     hash=hash_,
                     size=size,
@@ -98,8 +98,8 @@ class Keeping:
         """Drop what is too old or too much, and what is left of fetches that never ended."""
         here = await trio.to_thread.run_sync(self._blobs.held)
         await trio.to_thread.run_sync(self._blobs.sweep_partial, time.time() - PARTIAL_SECONDS)
-        noted = {held.hash: held for held in self._store.blobs()}
-        self._store.drop_blobs(noted.keys() - {blob.hash for blob in here})
+        noted = {held.hash: held for held in self._notes.blobs()}
+        self._notes.drop_blobs(noted.keys() - {blob.hash for blob in here})
         if self._keep_ms is None:
             return
         found = [
@@ -109,13 +109,13 @@ class Keeping:
             for blob in here
         ]
         self._drop(victims(found, budget=self._budget, keep_ms=self._keep_ms, now=now))
-        self._store.forget_messages(now - self._keep_ms)
+        self._notes.forget_messages(now - self._keep_ms)
 
     def _make_room(self, size: int) -> None:
         """Now, for a blob of this size: of what is noted, the least missed goes."""
         budget = self._budget - int(size / FULL)
         now = int(time.time() * 1000)
-        self._drop(victims(self._store.blobs(), budget=budget, keep_ms=1 << 62, now=now))
+        self._drop(victims(self._notes.blobs(), budget=budget, keep_ms=1 << 62, now=now))
 
     def _drop(self, gone: Iterable[Held]) -> None:
         dropped = list(gone)
@@ -124,7 +124,7 @@ class Keeping:
         if dropped:
             size = sum(blob.size for blob in dropped)
             log.info("dropped %d files of old jobs, %d bytes", len(dropped), size)
-            self._store.drop_blobs([blob.hash for blob in dropped])
+            self._notes.drop_blobs([blob.hash for blob in dropped])
 
 
 def _uses(entry: Entry, payload: Payload | None) -> Iterable[tuple[bytes, _Use]]:

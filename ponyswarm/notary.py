@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ponyswarm.keys import SecretKey
+from ponyswarm.ledger.database import connect
 from ponyswarm.ledger.journal import machine_id
 from ponyswarm.ledger.proofs import Log, Tree
-from ponyswarm.ledger.store import connect
 from ponyswarm.ledger.witness import Witness
 
 

@@ -30,7 +30,8 @@ from anyio import to_process
 from ponyswarm.codec import SignedHeader, decode_frame, decode_payload, decode_signed_header
 from ponyswarm.codec import is_authentic as holds_own
 from ponyswarm.errors import InfraError, LocalError, PeerError
-from ponyswarm.ledger.store import SCHEMA, SCHEMA_VERSION, Auth, Store, id_prefix
+from ponyswarm.ledger.database import SCHEMA, SCHEMA_VERSION, Auth, id_prefix
+from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Entry, FeedRef
 
 BATCH = 1_000
@@ -368,7 +369,7 @@ def _width(db: sqlite3.Connection, query: str) -> int:
 def _carry_over(db: sqlite3.Connection, rebuilt: Store) -> None:
     """Take along what is of this machine only, where it can be read."""
     with suppress(*_UNREADABLE, InfraError):
-        rebuilt.restore_notes(
+        rebuilt.notes.restore(
             db.execute("SELECT * FROM blob").fetchall(),
             db.execute(
                 "SELECT entry.id, test, message FROM failure JOIN entry USING (arrival)"

@@ -28,7 +28,7 @@ from ponyswarm.codec import ZERO, decode_frame, sign_entry
 from ponyswarm.errors import InfraError
 from ponyswarm.keys import SecretKey
 from ponyswarm.ledger.chain import FUTURE_MS
-from ponyswarm.ledger.store import connect, transaction
+from ponyswarm.ledger.database import connect, transaction
 from ponyswarm.messages import Entry, Payload
 
 _SCHEMA = """

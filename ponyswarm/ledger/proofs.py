@@ -24,7 +24,7 @@ from pathlib import Path
 from ponyswarm.errors import InfraError, LocalError, PeerError
 from ponyswarm.keys import SecretKey, peer_id
 from ponyswarm.ledger import merkle, verifier
-from ponyswarm.ledger.store import connect, id_prefix, transaction
+from ponyswarm.ledger.database import connect, id_prefix, transaction
 
 BLOCK_LEVEL = 8
 BLOCK = 1 << BLOCK_LEVEL

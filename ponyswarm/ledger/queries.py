@@ -19,7 +19,8 @@ from ponyswarm.codec import (
 from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import Head, Refused, judge
-from ponyswarm.ledger.store import RIGHTS, Auth, id_prefix
+from ponyswarm.ledger.database import Auth, id_prefix
+from ponyswarm.ledger.store import RIGHTS
 from ponyswarm.ledger.verdicts import Finding, Outcome, weigh
 from ponyswarm.matrix import cells
 from ponyswarm.messages import (

@@ -1,29 +1,24 @@
-"""The only writer of the ledger: one append, one transaction, views kept with it.
+"""The only writer of entries: one append, one transaction, derived rows kept with it.
 
 What comes in is authentic (`codec.decode_entry` checked its signature, or
 `codec.check_segment` that of a later entry which commits to it) and of a project that this
 node follows. `Store` judges it against its feed (`chain.judge`) and its author's rights
 (`policy.refusal`), and inserts frame and derived rows together or not at all. Nothing is
-ever updated but feed heads, derived rows and what is known of a signature; frames stay as
-received.
+ever updated but feed heads, derived rows (`views`) and what is known of a signature; frames
+stay as received.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
-from importlib import resources
 from pathlib import Path
 
 from ponyswarm.codec import (
     SignedHeader,
-    cell_id,
-    comparable,
     decode_frame,
     decode_payload,
     decode_signed_header,
@@ -41,12 +36,20 @@ from ponyswarm.ledger.chain import (
     Refused,
     judge,
 )
-from ponyswarm.ledger.retention import Held
+from ponyswarm.ledger.database import (
+    SCHEMA,
+    SCHEMA_VERSION,
+    Auth,
+    connect,
+    id_prefix,
+    transaction,
+)
+from ponyswarm.ledger.notes import Notes
+from ponyswarm.ledger.views import Views
 from ponyswarm.matrix import cells
 from ponyswarm.messages import (
     Announce,
     Entry,
-    Environment,
     FeedMark,
     FeedRef,
     Fork,
@@ -55,13 +58,10 @@ from ponyswarm.messages import (
     Project,
     Result,
     Revoke,
-    Status,
     Vouch,
     Withdraw,
 )
-from ponyswarm.policy import ProjectState, advance, fold, has_force, refusal
-
-SCHEMA_VERSION = 1
+from ponyswarm.policy import ProjectState, advance, fold, refusal
 
 # Feeds one author may open in one project. A fresh nonce is meant for accidents, but a home
 # that is seldom online opens one after each start that no peer could confirm: a limit that
@@ -74,8 +74,6 @@ MAX_BYTES_PER_FEED = 64 << 20
 # Feeds whose heads are kept in memory between two appends.
 MAX_KEPT_FEEDS = 65_536
 
-SCHEMA = resources.files("ponyswarm.ledger").joinpath("schema.sql").read_text("utf-8")
-
 _FORKED_DOMAIN = b"ponyswarm/forked/v1\0"
 
 # The entries that a project's rights rest on: undisputed records, vouches and revocations.
@@ -83,54 +81,6 @@ RIGHTS = """
     SELECT frame FROM entry JOIN feed USING (feed)
     WHERE project = ? AND kind != 5 AND kind IN (1, 6, 7) AND (forked_at IS NULL OR seq < forked_at)
 """
-
-
-def connect(path: Path, *, synchronous: str, page_size: int = 4096) -> sqlite3.Connection:
-    """A connection with this project's settings; `LocalError` when the file is no database.
-
-    ``page_size`` is that of a new file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
-    try:
-        db.execute(f"PRAGMA page_size = {page_size}")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute(f"PRAGMA synchronous = {synchronous}")
-    except sqlite3.DatabaseError as fault:
-        db.close()
-        raise LocalError(
-            f"{path} cannot be opened as a database ({fault}): if it is damaged, move it "
-            "away; peers give the ledger back"
-        ) from fault
-    return db
-
-
-@contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing; a full disk or an I/O fault becomes `InfraError` after the rollback."""
-    try:
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
-    except sqlite3.OperationalError as fault:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise InfraError(
-            f"the ledger could not be written ({fault}): free some disk space; nothing was lost"
-        ) from fault
-
-
-class Auth(IntEnum):
-    """How an entry is known to be its author's (the column ``auth``)."""
-
-    CHAIN = 0
-    OWN = 1
-    JUNK = 2
 
 
 @dataclass(slots=True)
@@ -180,18 +130,17 @@ class Store:
             )
         self._db.executescript(SCHEMA)
         self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._views = Views(self._db)
+        self.notes = Notes(self._db)
         self._page_size: int = self._db.execute("PRAGMA page_size").fetchone()[0]
         self._seen_version = -1
         # What the tables say, kept while nobody else writes.
         self._states: dict[bytes, ProjectState | None] = {}
         self._feeds: dict[tuple[bytes, FeedRef], _Feed] = {}
         self._frontiers: dict[bytes, Frontier] = {}
-        self._environments: dict[tuple[object, ...], int] = {}
         # Rows of the transaction that is open, written together by `_flush`.
         self._touched: dict[int, _Feed] = {}
         self._entry_rows: list[tuple[object, ...]] = []
-        self._result_rows: list[tuple[object, ...]] = []
-        self._failure_rows: list[tuple[object, ...]] = []
         self._arrival = 0
         self._full = False
 
@@ -245,8 +194,6 @@ class Store:
                 self._refresh()
                 if len(self._feeds) > MAX_KEPT_FEEDS:
                     self._feeds.clear()
-                if len(self._environments) > MAX_KEPT_FEEDS:
-                    self._environments.clear()
                 self._arrival = self.count()
                 self._full = self._is_full()
                 yield
@@ -262,13 +209,11 @@ class Store:
 
     def _forget(self) -> None:
         self._entry_rows.clear()
-        self._result_rows.clear()
-        self._failure_rows.clear()
+        self._views.forget()
         self._touched.clear()
         self._feeds.clear()
         self._states.clear()
         self._frontiers.clear()
-        self._environments.clear()
 
     def _refresh(self) -> None:
         """Forget what is kept in memory when another process of this home wrote meanwhile."""
@@ -293,18 +238,7 @@ class Store:
                     for feed in self._touched.values()
                 ],
             )
-        if self._result_rows:
-            self._db.executemany(
-                "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                self._result_rows,
-            )
-            self._result_rows.clear()
-        if self._failure_rows:
-            self._db.executemany(
-                "INSERT INTO failure (arrival, job, cell, test, message) VALUES (?, ?, ?, ?, ?)",
-                self._failure_rows,
-            )
-            self._failure_rows.clear()
+        self._views.flush()
 
     def _append_segment(
         self,
@@ -448,10 +382,7 @@ class Store:
         feed.size += len(entry.frame)
         self._touched[feed.feed] = feed
         if isinstance(payload, Result):
-            self._result_rows.append(self._result_row(payload, feed.author, arrival))
-            self._failure_rows += [
-                (arrival, payload.job, payload.cell, test, "") for test in payload.bad
-            ]
+            self._views.add_result(payload, feed.author, arrival)
             return
         disputed = self._is_disputed(feed, header.seq)
         state = self._state(project)
@@ -461,28 +392,14 @@ class Store:
             case Project() | Vouch() | Revoke():
                 self._rights_changed(project)
             case Announce():
-                self._keep_job(entry, payload, feed.author)
-                self._db.executemany(
-                    "INSERT OR IGNORE INTO cell VALUES (?, ?, ?, ?, ?, ?)",
-                    [
-                        (
-                            entry.id,
-                            cell_id(entry.id, cell),
-                            position,
-                            cell.python,
-                            " ".join(cell.services),
-                            " ".join(f"{name}={value}" for name, value in cell.factors),
-                        )
-                        for position, cell in enumerate(cells(payload.spec))
-                    ],
-                )
-                self._keep_withdrawal(state, entry, payload, disputed=disputed)
+                self._views.add_job(entry, payload, feed.author)
+                self._views.end_job(state, entry, payload, disputed=disputed)
             case Withdraw():
                 if payload.job in self.ended(project):
                     # Which reason is shown must not depend on which one came first.
                     self._rights_changed(project)
                 else:
-                    self._keep_withdrawal(state, entry, payload, disputed=disputed)
+                    self._views.end_job(state, entry, payload, disputed=disputed)
             case Fork():
                 first, second = _evidence(payload, entry)
                 self._keep_evidence(project, first, second)
@@ -522,174 +439,9 @@ class Store:
         self._feeds[project, ref] = opened
         return opened
 
-    def _keep_job(self, entry: Entry, announce: Announce, author: int) -> None:
-        self._db.execute(
-            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                entry.id,
-                entry.namespace,
-                author,
-                announce.title,
-                announce.commit,
-                announce.source,
-                entry.header.time,
-                announce.expires,
-                announce.spec.redundancy,
-            ),
-        )
-
-    def _result_row(self, result: Result, author: int, arrival: int) -> tuple[object, ...]:
-        facts = _facts(result.environment)
-        environment = self._environments.get(facts)
-        if environment is None:
-            environment = self._environments[facts] = self._environment(result.environment)
-        counts = result.counts.get
-        return (
-            result.job,
-            result.cell,
-            author,
-            arrival,
-            result.state,
-            result.reason,
-            counts(_PASSED, 0),
-            counts(_FAILED, 0) + counts(_ERROR, 0),
-            counts(_SKIPPED, 0),
-            sum(result.counts.values()),
-            result.digest,
-            environment,
-            result.seconds,
-        )
-
-    def _environment(self, where: Environment | None) -> int:
-        row = (describe(where), comparable(where))
-        self._db.execute("INSERT OR IGNORE INTO environment (text, comparable) VALUES (?, ?)", row)
-        found = self._db.execute(
-            "SELECT environment FROM environment WHERE text = ? AND comparable = ?", row
-        ).fetchone()
-        return int(found[0])
-
-    def _keep_failures(
-        self, arrival: int, job: bytes, cell: bytes, failures: Iterable[tuple[str, str]]
-    ) -> None:
-        self._db.executemany(
-            "INSERT INTO failure (arrival, job, cell, test, message) VALUES (?, ?, ?, ?, ?)",
-            [(arrival, job, cell, test, message) for test, message in failures],
-        )
-
-    def explain(self, result: bytes, failures: Sequence[tuple[str, str]]) -> None:
-        """Keep (test, message) of a result whose list of tests arrived, for full-text search."""
-        row = self._db.execute(
-            "SELECT arrival, frame FROM entry WHERE prefix = ? AND id = ?",
-            (id_prefix(result), result),
-        ).fetchone()
-        payload = None if row is None else decode_payload(decode_frame(row[1]))
-        if not isinstance(payload, Result):
-            return
-        with self._writing():
-            self._db.execute("DELETE FROM failure WHERE arrival = ?", (row[0],))
-            self._keep_failures(row[0], payload.job, payload.cell, failures)
-
-    def forget_messages(self, before: int, most: int = 2_000) -> None:
-        """Empty the messages of tests that failed before a time; their names stay."""
-        old = self._db.execute(
-            "SELECT failure, arrival, job, cell, test FROM failure INDEXED BY failure_message"
-            " JOIN entry USING (arrival) WHERE message != '' AND time < ?"
-            " ORDER BY failure.arrival LIMIT ?",
-            (before, most),
-        ).fetchall()
-        with transaction(self._db):
-            for row in old:
-                self._db.execute("DELETE FROM failure WHERE failure = ?", (row[0],))
-                self._db.execute("INSERT INTO failure VALUES (?, ?, ?, ?, ?, '')", row)
-
-    def keep_blob(self, blob: Held) -> None:
-        """Note what a blob that is here is for."""
-        with transaction(self._db):
-            self._db.execute(
-                "INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?, ?, ?)",
-                (blob.hash, blob.size, blob.role, blob.job, blob.failing, blob.kept),
-            )
-
-    def notes_blob(self, hash_: bytes) -> bool:
-        """Whether it is noted what a blob is for."""
-        return (
-            self._db.execute("SELECT 1 FROM blob WHERE hash = ?", (hash_,)).fetchone() is not None
-        )
-
-    def drop_blobs(self, hashes: Iterable[bytes]) -> None:
-        """Forget blobs that are here no more."""
-        with transaction(self._db):
-            self._db.executemany("DELETE FROM blob WHERE hash = ?", [(hash_,) for hash_ in hashes])
-
-    def blobs(self) -> list[Held]:
-        """What is noted of the blobs that are here, with how new their jobs are."""
-        rows = self._db.execute(
-            "SELECT hash, size, role, blob.job, failing, kept, ifnull(expires, 0), announced IS NOT"
-            " NULL AND announced = (SELECT max(announced) FROM job AS other"
-            " WHERE other.project = job.project) FROM blob LEFT JOIN job USING (job)"
-        )
-        return [
-            Held(
-                hash=row[0],
-                size=row[1],
-                role=row[2],
-                job=row[3],
-                failing=bool(row[4]),
-                kept=row[5],
-                expires=row[6],
-                latest=bool(row[7]),
-            )
-            for row in rows
-        ]
-
     @staticmethod
     def _is_disputed(feed: _Feed, seq: int) -> bool:
         return feed.forked_at is not None and seq >= feed.forked_at
-
-    def _rights_changed(self, project: bytes) -> None:
-        """Derive again what rests on the project's rights: its record and what ends its jobs."""
-        self._flush()
-        state = self._state(project)
-        if state is None:
-            return
-        record = state.record
-        updated = state.records[-1][0] or state.said[0].time
-        self._db.execute(
-            "INSERT OR REPLACE INTO project VALUES (?, ?, ?, ?)",
-            (project, record.name, record.url, updated),
-        )
-        self._db.execute("DELETE FROM withdrawal WHERE project = ?", (project,))
-        rows = self._db.execute(
-            "SELECT frame, forked_at IS NOT NULL AND seq >= forked_at"
-            " FROM entry JOIN feed USING (feed) WHERE project = ? AND kind != 5 AND kind IN (?, ?)"
-            " ORDER BY time, id",
-            (project, Kind.ANNOUNCE, Kind.WITHDRAW),
-        ).fetchall()
-        for frame, disputed in rows:
-            entry = decode_frame(frame)
-            payload = decode_payload(entry)
-            assert isinstance(payload, Announce | Withdraw)
-            self._keep_withdrawal(state, entry, payload, disputed=bool(disputed))
-
-    def _keep_withdrawal(
-        self,
-        state: ProjectState | None,
-        entry: Entry,
-        payload: Announce | Withdraw,
-        *,
-        disputed: bool,
-    ) -> None:
-        """What ends a job: its withdrawal, or that its announcement has no force."""
-        force = not disputed and state is not None and has_force(state, entry, payload)
-        if isinstance(payload, Withdraw) and force:
-            job, reason = payload.job, payload.reason
-        elif isinstance(payload, Announce) and not force:
-            job, reason = entry.id, "the key that announced it had no right to"
-        else:
-            return
-        self._db.execute(
-            "INSERT OR IGNORE INTO withdrawal VALUES (?, ?, ?)", (entry.namespace, job, reason)
-        )
 
     def _keep_evidence(self, project: bytes, first: SignedHeader, second: SignedHeader) -> None:
         # The halves are ordered by id, so that every node keeps the same row.
@@ -730,6 +482,12 @@ class Store:
         self._frontiers.pop(project, None)
         self._rights_changed(project)
 
+    def _rights_changed(self, project: bytes) -> None:
+        state = self._state(project)
+        if state is not None:
+            self._flush()
+            self._views.derive_rights(project, state)
+
     # --- reading what the node needs ------------------------------------------------------
 
     def state(self, project: bytes) -> ProjectState | None:
@@ -750,8 +508,7 @@ class Store:
 
     def ended(self, project: bytes) -> frozenset[bytes]:
         """The jobs that nobody should run: withdrawn, or announced without the right to."""
-        rows = self._db.execute("SELECT job FROM withdrawal WHERE project = ?", (project,))
-        return frozenset(row[0] for row in rows)
+        return self._views.ended(project)
 
     def holds(self, id_: bytes) -> bool:
         return self.entry(id_) is not None
@@ -878,20 +635,6 @@ class Store:
                 " AND seq + 1 = (SELECT height FROM feed WHERE feed.feed = entry.feed)"
             )
 
-    def restore_notes(
-        self,
-        blobs: Sequence[tuple[object, ...]],
-        failures: Sequence[tuple[bytes, str, str]],
-    ) -> None:
-        """Take up what is of this machine only: notes of blobs, and messages of failures."""
-        with self._writing():
-            self._db.executemany("INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?, ?, ?)", blobs)
-        messages: dict[bytes, list[tuple[str, str]]] = {}
-        for id_, test, message in failures:
-            messages.setdefault(id_, []).append((test, message))
-        for id_, said in messages.items():
-            self.explain(id_, said)
-
     # --- signatures that were not checked yet ------------------------------------------
 
     def auth(self, id_: bytes) -> Auth | None:
@@ -967,40 +710,6 @@ class Store:
 def forked_mark(last: bytes) -> bytes:
     """What a frontier says of a forked feed in place of its head; ``last`` is what stands."""
     return hashlib.sha256(_FORKED_DOMAIN + last).digest()[:8]
-
-
-def id_prefix(id_: bytes) -> int:
-    """The first 8 bytes of an id as SQLite's signed integer."""
-    return int.from_bytes(id_[:8], "big", signed=True)
-
-
-_PASSED, _FAILED, _ERROR = Status.PASSED, Status.FAILED, Status.ERROR
-_SKIPPED = Status.SKIPPED
-
-
-def _facts(where: Environment | None) -> tuple[object, ...]:
-    """What `describe` and `comparable` look at."""
-    if where is None:
-        return ()
-    return (
-        where.implementation,
-        where.version,
-        where.system,
-        where.machine,
-        where.packages,
-        *where.services.items(),
-    )
-
-
-def describe(environment: Environment | None) -> str:
-    """An environment in one short line for people."""
-    if environment is None:
-        return ""
-    services = "".join(f" {name} {v}" for name, v in sorted(environment.services.items()))
-    return (
-        f"{environment.implementation} {environment.version}"
-        f" {environment.system} {environment.machine}{services}"
-    )
 
 
 def _half(entry: Entry) -> SignedHeader:

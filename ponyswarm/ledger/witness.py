@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from ponyswarm.keys import SecretKey
 from ponyswarm.ledger import merkle, verifier
+from ponyswarm.ledger.database import transaction
 from ponyswarm.ledger.proofs import DAY_MS, cosign
-from ponyswarm.ledger.store import transaction
 
 # What strangers can make us remember: an origin costs about a kilobyte.
 MAX_ORIGINS = 50_000

@@ -269,7 +269,9 @@ def test_messages_that_came_with_lists_of_tests_are_no_fault_and_survive(model, 
     shutil.copy(model, path)
     store = Store(path)
     query = "SELECT entry.id FROM failure JOIN entry USING (arrival)"
-    store.explain(store._db.execute(query).fetchone()[0], [("f0", "it broke"), ("g", "it too")])
+    store.notes.explain(
+        store._db.execute(query).fetchone()[0], [("f0", "it broke"), ("g", "it too")]
+    )
     store.close()
     assert check(path).faults == []
     db = sqlite3.connect(path)

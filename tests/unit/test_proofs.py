@@ -24,8 +24,9 @@ from ponyswarm.cli import main
 from ponyswarm.errors import InfraError, LocalError, PeerError
 from ponyswarm.keys import SecretKey, peer_id
 from ponyswarm.ledger import merkle, proofs, verifier
+from ponyswarm.ledger.database import connect, id_prefix
 from ponyswarm.ledger.proofs import BLOCK, Log, Tree
-from ponyswarm.ledger.store import Store, connect, id_prefix
+from ponyswarm.ledger.store import Store
 from ponyswarm.ledger.witness import BURST, MAX_NEW_ORIGINS_A_DAY, REFILL_MS, Answer, Witness
 from ponyswarm.messages import Blob, Entry
 from ponyswarm.p2p import witness as protocol

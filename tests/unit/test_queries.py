@@ -89,7 +89,7 @@ class Ledger:
             path = self.home / "blobs" / blob.hash.hex()[:2] / blob.hash.hex()[2:]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-            self.store.explain(entry.id, [(id_, message) for id_ in bad])
+            self.store.notes.explain(entry.id, [(id_, message) for id_ in bad])
         return entry
 
     def ask(self, *arguments: str, code: int = 0) -> object:

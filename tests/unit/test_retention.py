@@ -173,7 +173,7 @@ def test_a_sweep_drops_the_old_the_unknown_first_and_partial_files(house, tmp_pa
     assert log.hash not in house.blobs
     assert unknown.hash not in house.blobs
     assert not part.exists()
-    assert {blob.role for blob in house.store.blobs()} == {"source"}
+    assert {blob.role for blob in house.store.notes.blobs()} == {"source"}
     # Entries stay, all of them.
     assert house.store.count() == 4
 
@@ -206,7 +206,7 @@ def test_the_messages_of_a_list_that_comes_are_searchable_and_go_with_age(house)
     house.blobs.put(data)
     trio.run(house.keeping.kept, blob, NOW)
     assert (found("f0"), found("kaputt"), found("bad"), found("good")) == (0, 1, 1, 0)
-    house.store.forget_messages(NOW + DAY)
+    house.store.notes.forget_messages(NOW + DAY)
     assert (found("kaputt"), found("bad")) == (0, 1)
 
 

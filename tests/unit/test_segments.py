@@ -24,9 +24,10 @@ from ponyswarm.errors import InfraError, PeerError
 from ponyswarm.ledger import signatures
 from ponyswarm.ledger import store as store_module
 from ponyswarm.ledger.chain import Accept, Diverges, Duplicate, Early, Forked, Gap, Refused
+from ponyswarm.ledger.database import Auth
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.signatures import check_some, holding
-from ponyswarm.ledger.store import Auth, Store
+from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Entry
 
 LATER = NOW + 3_600_000

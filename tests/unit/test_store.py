@@ -557,7 +557,7 @@ def test_a_fault_in_a_batch_forgets_what_it_had_learned(ledger, maintainer, monk
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as broken:
-        broken.setattr(ledger, "_keep_job", fail)
+        broken.setattr(ledger._views, "add_job", fail)
         with pytest.raises(InfraError):
             ledger.append_all([genesis, job], LATER)
     assert ledger.state(genesis.id) is None
