@@ -373,10 +373,9 @@ def javascript_packages() -> None:
     if code:
         say("Node.js is not there; its tests are skipped:\n" + tail(node))
         return
-    binaries = os.path.join(node, "bin")
-    command = [os.path.join(binaries, "npm"), "ci", "--prefix", JAVASCRIPT]
-    command += ["--ignore-scripts", "--no-audit", "--no-fund"]
-    code, output = run(command, PATH=binaries + os.pathsep + os.environ.get("PATH", ""))
+    npm = os.path.join(node, "lib", "node_modules", "npm", "bin", "npm-cli.js")
+    command = [os.path.join(node, "bin", "node"), npm, "ci", "--prefix", JAVASCRIPT]
+    code, output = run([*command, "--ignore-scripts", "--no-audit", "--no-fund"])
     if code:
         say("that failed; its tests are skipped:\n{}\n{}".format(tail(output), remedy(output)))
 
