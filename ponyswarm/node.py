@@ -12,50 +12,25 @@ import logging
 import random
 import secrets
 import time
-from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ParamSpec
 
 import trio
 from anyio import CapacityLimiter
 
-from ponyswarm.codec import (
-    check_segment,
-    decode_gossip,
-    decode_payload,
-)
+from ponyswarm.codec import decode_payload
 from ponyswarm.errors import InfraError, PeerError
 from ponyswarm.frontier import Frontier
+from ponyswarm.intake import Intake
 from ponyswarm.keeping import Keeping
 from ponyswarm.keys import SecretKey, peer_id
-from ponyswarm.ledger.chain import (
-    Accept,
-    Diverges,
-    Duplicate,
-    Early,
-    Forked,
-    Gap,
-    Judgement,
-    Refused,
-)
 from ponyswarm.ledger.journal import Journal
 from ponyswarm.ledger.signatures import check_some
 from ponyswarm.ledger.store import Store
-from ponyswarm.messages import (
-    Announce,
-    Blob,
-    Entry,
-    Ephemeral,
-    Fork,
-    Kind,
-    Payload,
-    Project,
-    Revoke,
-    Withdraw,
-)
+from ponyswarm.messages import Blob, Entry, Fork, Kind, Payload
 from ponyswarm.notary import Notary
 from ponyswarm.p2p import blobs as blob_protocol
 from ponyswarm.p2p import replication, sync, witness
@@ -76,62 +51,26 @@ from ponyswarm.p2p.effects import (
     Unsubscribe,
 )
 from ponyswarm.p2p.fetcher import Fetcher
-from ponyswarm.p2p.heads import HeadCheck, Heads
 from ponyswarm.p2p.network import Connected, Disconnected, Gossip, Network, open_network
 from ponyswarm.p2p.protocol import DIRECTORY, Capacity, Protocol, topic_project
-from ponyswarm.policy import refusal
+from ponyswarm.pulling import Pulls
+from ponyswarm.refusals import Refusals
 from ponyswarm.runs import Execute, Runs
 from ponyswarm.witnessing import Witnessing
 
 log = logging.getLogger("ponyswarm")
 
+Arguments = ParamSpec("Arguments")
+
 TICK = 0.25
-PULL_TIMEOUT = 120.0
 SERVE_TIMEOUT = 60.0
-MAX_HEARD = 1_000
-# Seconds before a fork that was seen is told of, and between later looks for untold ones.
-FORK_PAUSE = (0.2, 3.0)
-FORKS_EVERY = 60.0
 # Seconds by which wall clock and running time may part before we call it a jump.
 CLOCK_JUMP = 30.0
 # Seconds between looks for signatures that nobody checked yet.
 CHECK_EVERY = 5.0
-MAX_DECODED = 4_096
 # Seconds between looks for files to drop.
 KEEP_EVERY = 300.0
 MAX_WISHES = 100
-
-# What a refusal costs its sender; at 100 points `network` bans. Reasons that a mere delay
-# between honest nodes can cause cost nothing.
-_POINTS = {
-    "bad-signature": 25.0,
-    "bad-frame": 25.0,
-    "bad-msgpack": 25.0,
-    "bad-gossip": 25.0,
-    "bad-payload": 25.0,
-    "bad-genesis": 25.0,
-    "bad-matrix": 10.0,
-    "bad-fork": 25.0,
-    "bad-sync": 25.0,
-    "bad-blob": 50.0,
-    "bad-directory": 25.0,
-    "wrong-topic": 10.0,
-    "wrong-project": 25.0,
-    "time-falls": 10.0,
-    "bad-witness": 25.0,
-    "bad-checkpoint": 25.0,
-    "bad-consistency": 25.0,
-    "bad-cosignature": 25.0,
-    "two-trees": 25.0,
-}
-
-
-@dataclass(slots=True)
-class Counts:
-    """What this node did since it started."""
-
-    entries: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
 
 
 def now_ms() -> int:
@@ -162,24 +101,38 @@ class Node:
         self.journal = journal
         self.blobs = blobs
         self.protocol = protocol
-        self.counts = Counts()
-        self.heard: OrderedDict[bytes, Project] = OrderedDict()
+        self.refusals = Refusals(self._penalise)
         self._dialer = Dialer(addresses, table)
         self._nursery = nursery
         self._network: Network | None = None
         # What was signed while no node ran is in the ledger, and peers pull it on connect.
         self._position = journal.position
-        self._decoded: OrderedDict[bytes, Entry | Ephemeral] = OrderedDict()
-        self._pulling: set[tuple[bytes, bytes]] = set()
-        self._pull_slots = trio.CapacityLimiter(4)
         self._fetcher = Fetcher(
             blobs,
             open_=partial(self.open_stream, blob_protocol.PROTOCOL),
             peers=lambda: self.network.peers(),
-            refuse=self.refuse,
+            refuse=self.refusals.refuse,
             kept=self._kept,
         )
         self._keeping = keeping or Keeping(store, blobs, budget=0, keep_ms=None)
+        self.intake = Intake(
+            store=store,
+            journal=journal,
+            protocol=protocol,
+            keeping=self._keeping,
+            refuse=self.refusals.refuse,
+            perform=self.perform,
+        )
+        self.pulls = Pulls(
+            journal,
+            open_=partial(self.open_stream, sync.PROTOCOL),
+            frontier_of=self._frontier,
+            take=self._take,
+            peers=lambda: self.network.peers(),
+            followed=lambda: protocol.followed,
+            refuse=self.refusals.refuse,
+            clock=now_ms,
+        )
         self.runs = Runs(execute, self._fetcher, blobs)
         self._witnessing: Witnessing | None = None
         if notary is not None:
@@ -187,13 +140,10 @@ class Node:
                 notary,
                 open_=partial(self.open_stream, witness.PROTOCOL),
                 peers=lambda: self.network.peers(),
-                refuse=self.refuse,
+                refuse=self.refusals.refuse,
             )
         self._wake = trio.Event()
         self._wishes = wishes
-        self._heads = HeadCheck()
-        self.heads: dict[bytes, Heads] = {}
-        self._forks_due = trio.current_time()
 
     # --- opening ----------------------------------------------------------------------------
 
@@ -241,12 +191,17 @@ class Node:
                 log.exception("a fault of PonySwarm itself; the node goes on")
             await trio.sleep(1)
 
-    def _spawn(self, task: Callable[[bytes, bytes], Awaitable[None]], *ids: bytes) -> None:
+    def _spawn(
+        self,
+        task: Callable[Arguments, Awaitable[None]],
+        *arguments: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> None:
         """Start a task whose faults are logged: none of them may end the node."""
 
         async def fenced() -> None:
             try:
-                await task(*ids)
+                await task(*arguments, **named)
             except Exception:
                 log.exception("a fault of PonySwarm itself; the node goes on")
 
@@ -256,8 +211,7 @@ class Node:
         """Replicate a project; with ``trusted``, run its jobs. Known entries are taken up."""
         is_new = project not in self.protocol.followed
         if is_new:
-            self._heads.begin(project, now_ms())
-            self.heads[project] = Heads.WAITING
+            self.pulls.begin(project)
         genesis = self.store.entry(project)
         now = now_ms()
         effects = self.protocol.follow(project, trusted=trusted, genesis=genesis, now=now)
@@ -302,7 +256,7 @@ class Node:
                     log.info("lost %s", peer_id(peer))
                     await self.perform(self.protocol.disconnected(peer, now))
                 case Gossip(topic, origin, forwarder, data):
-                    message = self._decoded.pop(data, None)
+                    message = self.intake.decoded(data)
                     if message is not None:
                         project = topic_project(topic)
                         await self.perform(
@@ -318,14 +272,14 @@ class Node:
             now = now_ms()
             await self._take_own(now)
             await self.perform(self.protocol.tick(now))
-            self._judge_heads()
+            self.pulls.judge()
             if abs((time.time() - time.monotonic()) - offset) > CLOCK_JUMP:
                 log.warning("the clock jumped: peers are asked again for our own entries")
                 offset = time.time() - time.monotonic()
-                self._doubt_heads()
+                self.pulls.doubt()
                 await self.perform(self.protocol.pull_all(now))
-            if trio.current_time() >= self._forks_due:
-                await self._publish_forks()
+            for proof, project in self.intake.forks_due():
+                self._spawn(self._publish_fork, proof, project)
             self._grant_wishes()
             if time.monotonic() - pruned > 600:
                 pruned = time.monotonic()
@@ -339,7 +293,7 @@ class Node:
         one = CapacityLimiter(1)
         while True:
             await trio.sleep(CHECK_EVERY)
-            while not self._pulling and await check_some(self.store, one):
+            while self.pulls.idle and await check_some(self.store, one):
                 pass
 
     async def _take_own(self, now: int) -> None:
@@ -348,15 +302,7 @@ class Node:
             if position <= self._position:
                 continue  # Taken meanwhile: a run's end and the tick both come here.
             self._position = position
-            payload = decode_payload(entry)
-            judgement = self.store.append(entry, now)
-            if isinstance(judgement, Refused):
-                log.warning("our own entry was refused: %s", judgement.reason)
-                continue
-            self._keeping.expect(entry, payload, now)
-            effects = self._rights_changed(entry, payload, now)
-            effects += self.protocol.admitted(entry, payload, now, peer=None, own=True)
-            await self.perform(effects)
+            await self.perform(self.intake.take_own(entry, now))
 
     async def _keep(self) -> None:
         """Drop what is too old or too much, now and every few minutes."""
@@ -396,9 +342,9 @@ class Node:
                 case Publish(topic, data):
                     await self.network.publish(topic, data)
                 case Admit(entry, peer):
-                    todo += self._admit(entry, peer, now_ms())
+                    todo += self.intake.admit(entry, peer, now_ms())
                 case Pull(peer, project):
-                    self._spawn(self._pull, peer, project)
+                    self._spawn(self.pulls.run, peer, project)
                 case Fetch(blob, peers):
                     self._fetcher.want(blob, peers)
                 case Run(job, cell):
@@ -406,137 +352,17 @@ class Node:
                 case Stop(cell, why):
                     self.runs.stop(cell, why)
                 case Penalise(peer, reason):
-                    self.refuse(reason, peer)
+                    self.refusals.refuse(reason, peer)
                 case Heard(entry):
-                    self._hear_of(entry)
+                    self.intake.hear_of(entry)
 
-    def refuse(self, reason: str, peer: bytes | None) -> None:
-        """Count a refusal, and hold it against the peer it came from."""
-        self.counts.refused[reason] += 1
-        points = _POINTS.get(reason)
-        if points is not None and peer is not None and self._network is not None:
+    def _penalise(self, peer: bytes, points: float) -> None:
+        if self._network is not None:
             self._network.penalise(peer, points)
-
-    def count_refusal(self, reason: str, peer: bytes | None) -> None:
-        """What the network itself refused; it keeps the score of those."""
-        self.counts.refused[reason] += 1
-
-    def validate(self, topic: str, origin: bytes, forwarder: bytes, data: bytes) -> bool:
-        """Whether a gossip message may be taken and relayed; runs for each one, first."""
-        try:
-            message = decode_gossip(data)
-            self._check_gossiped(message, topic_project(topic))
-        except PeerError as fault:
-            self.refuse(fault.reason, forwarder)
-            return False
-        # What was dropped on the way from here to `_hear` must not stay for ever.
-        self._decoded[data] = message
-        while len(self._decoded) > MAX_DECODED:
-            self._decoded.popitem(last=False)
-        return True
-
-    def _check_gossiped(self, message: Entry | Ephemeral, project: bytes | None) -> None:
-        if project is None:
-            if not isinstance(message, Entry) or not message.is_genesis:
-                raise PeerError("bad-directory")
-            state = None
-        elif isinstance(message, Entry):
-            if message.namespace != project:
-                raise PeerError("wrong-topic")
-            state = self.store.state(project)
-            if state is None and not message.is_genesis:
-                # Its record is on the way; a pull brings both.
-                raise PeerError("unknown-project")
-        else:
-            return
-        reason = refusal(state, message, decode_payload(message))
-        if reason is not None:
-            raise PeerError(reason)
-
-    def _hear_of(self, entry: Entry) -> None:
-        payload = decode_payload(entry)
-        if isinstance(payload, Project):
-            self.heard[entry.id] = payload
-            self.heard.move_to_end(entry.id)
-            while len(self.heard) > MAX_HEARD:
-                self.heard.popitem(last=False)
-
-    def _admit(self, entry: Entry, peer: bytes, now: int) -> list[Effect]:
-        return self._admit_all([entry], peer, now)[1]
-
-    def _admit_all(
-        self, entries: Sequence[Entry], peer: bytes, now: int
-    ) -> tuple[int, list[Effect]]:
-        """Append entries of one peer; how many were new, and what follows from it."""
-        self._look_for_own(entries)
-        return self._judged(entries, self.store.append_all(entries, now), peer, now)
-
-    def _look_for_own(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
-            if entry.header.author == self.key.public and self.journal.seen(entry):
-                log.warning(
-                    "an entry of our own key came from elsewhere: a copy of this home runs, or it "
-                    "was restored from a backup; we go on in a new feed"
-                )
-
-    def _judged(
-        self, entries: Sequence[Entry], judgements: Sequence[Judgement], peer: bytes, now: int
-    ) -> tuple[int, list[Effect]]:
-        effects: list[Effect] = []
-        new = 0
-        for entry, judgement in zip(entries, judgements, strict=True):
-            match judgement:
-                case Accept():
-                    new += 1
-                    effects += self._taken(entry, decode_payload(entry), peer, now)
-                case Gap() | Diverges():
-                    effects += self.protocol.gap(entry, peer, now)
-                case Forked(seq):
-                    effects += self._forked(entry, seq, now)
-                case Refused(reason):
-                    self.refuse(reason, peer)
-                case Duplicate() | Early():
-                    pass
-        self.counts.entries += new
-        return new, effects
-
-    def _taken(self, entry: Entry, payload: Payload | None, peer: bytes, now: int) -> list[Effect]:
-        if isinstance(payload, Announce):
-            log.info("heard of a job: %s", payload.title)
-        self._keeping.expect(entry, payload, now)
-        effects = self._rights_changed(entry, payload, now)
-        return effects + self.protocol.admitted(entry, payload, now, peer=peer, own=False)
-
-    def _rights_changed(self, entry: Entry, payload: Payload | None, now: int) -> list[Effect]:
-        """Tell the protocol what ended, when an entry may have changed that."""
-        if isinstance(payload, Fork):
-            self._forks_due = min(self._forks_due, trio.current_time() + FORK_PAUSE[1])
-        if not isinstance(payload, Announce | Withdraw | Project | Revoke | Fork):
-            return []
-        project = entry.namespace
-        return self.protocol.ended(project, self.store.ended(project), now)
-
-    def _forked(self, entry: Entry, seq: int, now: int) -> list[Effect]:
-        """Somebody signed two histories: what it directed from there on has no force."""
-        author, project = entry.header.author, entry.namespace
-        log.warning("%s forked its feed at %d: its results count no more", peer_id(author), seq)
-        pause = random.uniform(*FORK_PAUSE)  # noqa: S311
-        self._forks_due = min(self._forks_due, trio.current_time() + pause)
-        return self.protocol.ended(project, self.store.ended(project), now)
-
-    async def _publish_forks(self) -> None:
-        """Publish the proof of each fork that no `fork` entry here tells of yet.
-
-        All who saw a fork wait for a moment of their own length, so that mostly one speaks.
-        """
-        self._forks_due = trio.current_time() + FORKS_EVERY
-        for project in self.protocol.followed:
-            for proof in self.store.untold_forks(project):
-                self._nursery.start_soon(self._publish_fork, proof, project)
 
     async def _publish_fork(self, proof: Fork, project: bytes) -> None:
         try:
-            await self._heads_known(project)
+            await self.pulls.known(project)
             if proof in self.store.untold_forks(project):
                 await self.publish(proof, project)
         except (InfraError, PeerError) as fault:
@@ -547,93 +373,21 @@ class Node:
 
         After a start it first waits until peers were asked for our own heads.
         """
-        await self._heads_known(project)
+        await self.pulls.known(project)
         now = now_ms()
         entry = self.journal.sign(payload, project=project, now=now)
         await self._take_own(now)
         return entry
 
-    # --- pulling ------------------------------------------------------------------------------
-
-    async def _pull(self, peer: bytes, project: bytes) -> None:
-        if (peer, project) in self._pulling:
-            return
-        self._pulling.add((peer, project))
-        try:
-            async with self._pull_slots:
-                await self.pull(peer, project)
-        except PeerError as fault:
-            self.refuse(fault.reason, peer)
-        except InfraError as fault:
-            log.warning("%s", fault)
-        finally:
-            self._pulling.discard((peer, project))
-
     async def pull(self, peer: bytes, project: bytes) -> replication.Pulled:
         """Get what a peer has of a project and we have not. Raises `PeerError`."""
-        knows = False
-        try:
-            with trio.move_on_after(PULL_TIMEOUT):
-                pulled = await replication.pull(
-                    partial(self.open_stream, sync.PROTOCOL),
-                    peer,
-                    project,
-                    self._frontier,
-                    self._take,
-                )
-                knows = pulled.state != "unknown"
-                return pulled
-            raise PeerError("timeout", "a pull took too long")
-        finally:
-            self._heads.answered(project, peer, now_ms(), knows=knows)
-            self._judge_heads()
+        return await self.pulls.pull(peer, project)
 
-    # --- our own heads ------------------------------------------------------------------------
-
-    def _doubt_heads(self) -> None:
-        """Extend none of our feeds until peers were asked for them (`p2p.heads`)."""
-        self.journal.doubt()
-        self.heads.clear()
-        for project in self.protocol.followed:
-            self._heads.begin(project, now_ms())
-
-    def _judge_heads(self) -> None:
-        for project in self.protocol.followed:
-            before = self.heads.get(project)
-            if before is Heads.CHECKED:
-                continue
-            after = self._heads.verdict(project, self.network.peers(), now_ms())
-            self.heads[project] = after
-            if after is Heads.CHECKED:
-                self.journal.confirm(project)
-            elif after is Heads.ALONE and before is not Heads.ALONE:
-                log.info("no peer could be asked for our own entries: the next opens a new feed")
-
-    async def _heads_known(self, project: bytes) -> None:
-        while project in self.protocol.followed and self.heads.get(project, Heads.WAITING) is (
-            Heads.WAITING
-        ):
-            await trio.sleep(0.1)
+    async def _take(self, project: bytes, segments: Sequence[Sequence[Entry]], peer: bytes) -> int:
+        return await self.intake.take(project, segments, peer, now_ms())
 
     async def open_stream(self, protocol: str, peer: bytes) -> blob_protocol.Stream:
         return await self.network.open(peer, protocol)
-
-    async def _take(self, project: bytes, segments: Sequence[Sequence[Entry]], peer: bytes) -> int:
-        new = 0
-        for segment in segments:
-            if any(entry.namespace != project for entry in segment):
-                raise PeerError("wrong-project")
-            check_segment(segment)
-            self._look_for_own(segment)
-            await trio.lowlevel.checkpoint()
-        now = now_ms()
-        for segment, judged in zip(
-            segments, self.store.append_segments(segments, now), strict=True
-        ):
-            fresh, effects = self._judged(segment, judged, peer, now)
-            new += fresh
-            await self.perform(effects)
-        return new
 
     # --- runs ---------------------------------------------------------------------------------
 
@@ -699,7 +453,7 @@ async def open_node(
             notary=notary,
         )
         async with open_network(
-            key, listen=listen, validate=node.validate, refused=node.count_refusal
+            key, listen=listen, validate=node.intake.validate, refused=node.refusals.count
         ) as network:
             await node.start(network)
             try:

@@ -361,13 +361,14 @@ def _status(
     projects = []
     for project in sorted(protocol.followed):
         state = opened_node.store.state(project)
+        heads = opened_node.pulls.heads.get(project)
         projects.append(
             status.ProjectLine(
                 project=project.hex(),
                 name="" if state is None else state.record.name,
                 trusted=protocol.is_trusted(project),
                 volunteers=len(protocol.offers(project, now)),
-                heads=opened_node.heads[project].value if project in opened_node.heads else "",
+                heads="" if heads is None else heads.value,
             )
         )
     idle = []
@@ -403,11 +404,11 @@ def _status(
         idle=tuple(idle),
         heard=tuple(
             status.ProjectLine(project=id_.hex(), name=record.name, trusted=False)
-            for id_, record in opened_node.heard.items()
+            for id_, record in opened_node.intake.heard.items()
             if id_ not in protocol.followed
         ),
         first_claims={job.hex(): at for job, at in protocol.first_claims().items()},
-        refused=dict(opened_node.counts.refused),
+        refused=dict(opened_node.refusals.counted),
         entries=opened_node.store.count(),
         runs=opened_node.runs.ended,
         tests=opened_node.runs.tests,

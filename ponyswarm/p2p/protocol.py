@@ -1,10 +1,8 @@
 """What a node does about what it hears: sans-IO, (event, now) in, effects out.
 
-The state here is small and can be lost: offers, leases, the open jobs and their results.
-Offers and leases come by gossip and expire; jobs and results are fed from the ledger, at
-start and as entries are admitted. Nothing here reads a clock, a socket or a file: every
-method takes ``now`` in milliseconds and returns `effects` for `node` to perform. The
-tests in ``tests/sim`` run many of these against each other on a virtual clock.
+The state here is small and can be lost: offers, which come by gossip and expire, and what
+`jobs` keeps. Nothing here reads a clock, a socket or a file: every method takes ``now`` in
+milliseconds and returns `effects` for `node` to perform. The tests in ``tests/sim`` run many of these against each other on a virtual clock.
 """
 
 from __future__ import annotations
@@ -13,11 +11,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ponyswarm.codec import cell_id, comparable, encode_gossip
+from ponyswarm.codec import encode_gossip
 from ponyswarm.errors import LocalError
-from ponyswarm.matrix import cells, matches, service_matches
+from ponyswarm.matrix import matches, service_matches
 from ponyswarm.messages import (
-    BAD_STATUSES,
     Announce,
     Blob,
     Cell,
@@ -43,6 +40,7 @@ from ponyswarm.p2p.effects import (
     Subscribe,
     Unsubscribe,
 )
+from ponyswarm.p2p.jobs import Job, Jobs
 from ponyswarm.p2p.scheduling import (
     LEASE_MS,
     OFFER_EVERY_MS,
@@ -50,7 +48,6 @@ from ponyswarm.p2p.scheduling import (
     RENEW_MS,
     SETTLE_MS,
     CellState,
-    Done,
     choose,
     renewals,
     should_yield,
@@ -73,14 +70,9 @@ DIRECTORY_EVERY_MS = 600_000
 OFFER_PAUSE_MS = 500
 # How long gossipsub takes to graft a new peer into its meshes: a heartbeat and a half.
 MESH_MS = 1_500
-# No lease or offer of a peer is believed for longer, whatever it says.
-LONGEST_LEASE_MS = 360_000
+# No offer of a peer is believed for longer, whatever it says.
 LONGEST_OFFER_MS = 600_000
 MAX_OFFERS = 2_000
-MAX_LEASES_PER_CELL = 64
-MAX_ORPHANS = 2_000
-# How much later than due a renewal of a peer that we lost may come by way of others.
-DOUBT_MS = 5_000
 # After this node could not even start a cell (no source, disk full), it lets others try.
 GIVE_UP_MS = 60_000
 
@@ -109,17 +101,6 @@ class Capacity:
     system: str
     machine: str
     slots: int
-
-
-@dataclass(slots=True)
-class _Job:
-    project: bytes
-    announce: Announce
-    time: int
-    cells: dict[bytes, CellState]
-    points: dict[bytes, Cell]
-    withdrawn: bool = False
-    first_claim: int | None = None
 
 
 @dataclass(slots=True)
@@ -165,9 +146,7 @@ class Protocol:
         self._chance = chance
         self._peers: dict[bytes, int] = {}
         self._projects: dict[bytes, _Project] = {}
-        self._jobs: dict[bytes, _Job] = {}
-        self._orphans: dict[bytes, list[tuple[bytes, bytes, Done]]] = {}
-        self._withdrawn: set[tuple[bytes, bytes]] = set()
+        self._jobs = Jobs()
         self._pull_later: dict[tuple[bytes, bytes], int] = {}
         self._mine: dict[bytes, Mine] = {}
         self._blocked: dict[bytes, int] = {}
@@ -205,9 +184,7 @@ class Protocol:
 
     def first_claims(self) -> dict[bytes, int]:
         """When the first claim of each open job was heard here."""
-        return {
-            id_: job.first_claim for id_, job in self._jobs.items() if job.first_claim is not None
-        }
+        return {job.id: job.first_claim for job in self._jobs if job.first_claim is not None}
 
     def cell(self, job: bytes, cell: bytes) -> Cell | None:
         found = self._jobs.get(job)
@@ -216,14 +193,14 @@ class Protocol:
     def why_idle(self, now: int) -> dict[bytes, str]:
         """For each open job that this node does not serve: why, in words for its owner."""
         reasons: dict[bytes, str] = {}
-        for id_, job in self._jobs.items():
+        for job in self._jobs:
             if any(still_wanted(cell) for cell in job.cells.values()):
                 reason = self._why_not(job, now)
                 if reason is not None:
-                    reasons[id_] = reason
+                    reasons[job.id] = reason
         return reasons
 
-    def _why_not(self, job: _Job, now: int) -> str | None:
+    def _why_not(self, job: Job, now: int) -> str | None:
         refused = self._refusal(job, now)
         if refused is not None:
             return refused
@@ -238,7 +215,7 @@ class Protocol:
             return f"no interpreter or service here fits its cells ({wants})"
         return None
 
-    def _refusal(self, job: _Job, now: int) -> str | None:
+    def _refusal(self, job: Job, now: int) -> str | None:
         """The one question before a job of a stranger is served: may it run here?"""
         return run_refusal(
             job.project,
@@ -276,8 +253,7 @@ class Protocol:
         if self._projects.pop(project, None) is None:
             return []
         effects = self._drop_runs(project, "its project is followed no more")
-        for id_ in [id_ for id_, job in self._jobs.items() if job.project == project]:
-            del self._jobs[id_]
+        self._jobs.forget(project)
         return [*effects, Unsubscribe(project_topic(project))]
 
     def _drop_runs(self, project: bytes, why: str) -> list[Effect]:
@@ -285,8 +261,8 @@ class Protocol:
 
     def _fetch_sources(self, project: bytes) -> list[Effect]:
         effects: list[Effect] = []
-        for job in self._jobs.values():
-            if job.project == project and not job.withdrawn:
+        for job in self._jobs.of(project):
+            if not job.withdrawn:
                 effects += _source_blobs(job.announce, ())
         return effects
 
@@ -303,17 +279,9 @@ class Protocol:
         self._peers.pop(peer, None)
         for key in [key for key in self._pulled if key[0] == peer]:
             del self._pulled[key]
-        self._doubt_leases(peer, now)
+        if self._jobs.doubt(peer, now):
+            self._choose_at = now
         return []
-
-    def _doubt_leases(self, peer: bytes, now: int) -> None:
-        """A lost peer's leases end soon, unless it renews them by way of others."""
-        soon = now + RENEW_MS + DOUBT_MS
-        for job in self._jobs.values():
-            for id_, cell in job.cells.items():
-                if cell.leases.get(peer, 0) > soon:
-                    job.cells[id_] = replace(cell, leases={**cell.leases, peer: soon})
-                    self._choose_at = now
 
     def _pull(self, peer: bytes, project: bytes, now: int) -> list[Effect]:
         # A peer that makes us see gaps on purpose must not keep us pulling without pause.
@@ -361,32 +329,12 @@ class Protocol:
                 self._choose_at = now
                 return []
             case Claim():
-                return self._claimed(project, origin, message, now)
-
-    def _claimed(self, project: bytes, origin: bytes, claim: Claim, now: int) -> list[Effect]:
-        job = self._jobs.get(claim.job)
-        cell = None if job is None or job.project != project else job.cells.get(claim.cell)
-        if job is None or cell is None:
-            return []
-        leases = dict(cell.leases)
-        if claim.until > now:
-            if job.first_claim is None:
-                job.first_claim = now
-            leases = {key: until for key, until in leases.items() if until > now}
-            if origin not in leases and len(leases) >= MAX_LEASES_PER_CELL:
+                self._take_claim(project, origin, message, now)
                 return []
-            claimed = {key: at for key, at in cell.claimed.items() if key in leases}
-            claimed.setdefault(origin, claim.until - LEASE_MS)
-            leases[origin] = min(claim.until, now + LONGEST_LEASE_MS)
-            job.cells[cell.id] = replace(cell, leases=leases, claimed=claimed)
-        elif leases.get(origin, 0) > now:
-            # Who holds nothing gives nothing back: it would only make the others wait again.
-            del leases[origin]
-            job.cells[cell.id] = replace(cell, leases=leases, vacant_since=now)
-        else:
-            return []
-        self._choose_at = now
-        return []
+
+    def _take_claim(self, project: bytes, origin: bytes, claim: Claim, now: int) -> None:
+        if self._jobs.claimed(project, origin, claim, now):
+            self._choose_at = now
 
     # --- the ledger ----------------------------------------------------------------------
 
@@ -412,17 +360,14 @@ class Protocol:
             effects.append(Publish(project_topic(project), encode_gossip(entry)))
         givers = () if peer is None else (peer,)
         match payload:
-            case Announce() if entry.id not in self._jobs:
+            case Announce():
                 effects += self._announced(entry, payload, givers, known.trusted, now)
             # Where the ledger tells what ended, it has judged whether this has force.
             case Withdraw() if not known.knows_ended:
-                self._withdrawn.add((project, payload.job))
-                job = self._jobs.get(payload.job)
-                if job is not None and job.project == project:
-                    job.withdrawn = True
+                if self._jobs.withdraw(project, payload.job):
                     effects += self._stop_job(payload.job)
             case Result():
-                effects += self._resulted(entry, payload, project, givers, now)
+                effects += self._resulted(entry, payload, givers, now)
             case _:
                 pass
         return effects
@@ -437,16 +382,10 @@ class Protocol:
         if known is None:
             return []
         known.knows_ended = True
-        self._withdrawn = {key for key in self._withdrawn if key[0] != project}
-        self._withdrawn |= {(project, job) for job in jobs}
-        effects: list[Effect] = []
-        for id_, job in self._jobs.items():
-            if job.project == project and job.withdrawn != (id_ in jobs):
-                job.withdrawn = id_ in jobs
-                self._choose_at = now
-                if job.withdrawn:
-                    effects += self._stop_job(id_)
-        return effects
+        changed, over = self._jobs.ended(project, jobs)
+        if changed:
+            self._choose_at = now
+        return [effect for job in over for effect in self._stop_job(job)]
 
     def _stop_job(self, job: bytes) -> list[Effect]:
         return [
@@ -463,53 +402,19 @@ class Protocol:
         trusted: bool,
         now: int,
     ) -> list[Effect]:
-        if announce.expires <= now:
+        job = self._jobs.announced(entry, announce, now)
+        if job is None:
             return []
-        points = {cell_id(entry.id, cell): cell for cell in cells(announce.spec)}
-        states = {
-            id_: CellState(
-                id=id_,
-                job=entry.id,
-                python=cell.python,
-                services=cell.services,
-                wanted=announce.spec.redundancy,
-                vacant_since=now,
-                order=entry.header.time,
-            )
-            for id_, cell in points.items()
-        }
-        job = _Job(
-            entry.namespace,
-            announce,
-            entry.header.time,
-            states,
-            points,
-            withdrawn=(entry.namespace, entry.id) in self._withdrawn,
-        )
-        self._jobs[entry.id] = job
-        for cell, project, done in self._orphans.pop(entry.id, ()):
-            if project == job.project and cell in states:
-                self._keep_done(job, cell, done, now)
         self._choose_at = now
         if not trusted or job.withdrawn:
             return []
         return list(_source_blobs(announce, givers))
 
     def _resulted(
-        self, entry: Entry, result: Result, project: bytes, givers: tuple[bytes, ...], now: int
+        self, entry: Entry, result: Result, givers: tuple[bytes, ...], now: int
     ) -> list[Effect]:
-        done = Done(
-            entry.header.author,
-            result.state == "completed",
-            comparable(result.environment),
-            _outcome(result),
-        )
-        job = self._jobs.get(result.job)
-        if job is not None and job.project == project and result.cell in job.cells:
-            self._keep_done(job, result.cell, done, now)
-        elif job is None and sum(map(len, self._orphans.values())) < MAX_ORPHANS:
-            # A result can arrive before its job: they are of different feeds.
-            self._orphans.setdefault(result.job, []).append((result.cell, project, done))
+        if self._jobs.resulted(entry, result, now):
+            self._choose_at = now
         effects: list[Effect] = []
         if entry.header.author != self.me:
             if result.tests is not None:
@@ -517,14 +422,6 @@ class Protocol:
             if result.log is not None and (result.state == "broken" or result.bad):
                 effects.append(Fetch(result.log, (entry.header.author, *givers)))
         return effects
-
-    def _keep_done(self, job: _Job, cell_key: bytes, done: Done, now: int) -> None:
-        cell = job.cells[cell_key]
-        leases = {key: until for key, until in cell.leases.items() if key != done.author}
-        job.cells[cell_key] = replace(
-            cell, done=(*cell.done, done), leases=leases, vacant_since=now
-        )
-        self._choose_at = now
 
     # --- runs of this node -----------------------------------------------------------------
 
@@ -545,7 +442,7 @@ class Protocol:
         if job is None:
             return []
         claim = Claim(job=job_id, cell=cell_key, until=until)
-        self._claimed(job.project, self.me, claim, now)
+        self._take_claim(job.project, self.me, claim, now)
         return [Publish(project_topic(job.project), encode_gossip(claim))]
 
     def _touch_offers(self) -> None:
@@ -596,8 +493,8 @@ class Protocol:
             offers = {**unexpired(project.offers, now), self.me: own}
             open_cells = [
                 cell
-                for job in self._jobs.values()
-                if job.project == project_id and self._refusal(job, now) is None
+                for job in self._jobs.of(project_id)
+                if self._refusal(job, now) is None
                 for cell in job.cells.values()
                 if cell.id not in self._mine and self._blocked.get(cell.id, 0) <= now
             ]
@@ -707,17 +604,7 @@ class Protocol:
 
     def prune(self, now: int) -> None:
         """Forget jobs that ended long ago; the ledger keeps them."""
-        for id_ in [i for i, job in self._jobs.items() if job.announce.expires <= now]:
-            if not any(mine.job == id_ for mine in self._mine.values()):
-                del self._jobs[id_]
-        self._orphans.clear()
-
-
-def _outcome(result: Result) -> bytes:
-    """What two runs must share to agree, as verdicts see it: the digest *and* the counts."""
-    bad = sum(result.counts.get(status, 0) for status in BAD_STATUSES)
-    total = sum(result.counts.values())
-    return result.digest + bad.to_bytes(8, "big") + total.to_bytes(8, "big")
+        self._jobs.prune(now, busy={mine.job for mine in self._mine.values()})
 
 
 def _source_blobs(announce: Announce, givers: tuple[bytes, ...]) -> list[Fetch]:

@@ -22,10 +22,10 @@ from ponyswarm.p2p.effects import (
     Subscribe,
     Unsubscribe,
 )
+from ponyswarm.p2p.jobs import LONGEST_LEASE_MS
 from ponyswarm.p2p.protocol import (
     DIRECTORY,
     GIVE_UP_MS,
-    LONGEST_LEASE_MS,
     PULL_PAUSE_MS,
     Capacity,
     Protocol,
