@@ -87,6 +87,18 @@ def cell_facts(cell: CellRow, point: Cell | None) -> dict[str, object]:
     }
 
 
+def _outcome_facts(reader: Reader, job: JobRow, cell: CellRow) -> dict[str, object]:
+    """What the majority's outcome of a cell was, test by test in numbers; none: empty."""
+    digest = cell.finding.digest
+    example = None if digest is None else reader.example(job.id, cell.id, digest)
+    return {
+        "digest": "" if digest is None else digest.hex(),
+        "counts": {} if example is None else {str(s): n for s, n in example.counts.items()},
+        "bad": [] if example is None else list(example.bad),
+        "seconds": 0.0 if example is None else example.seconds,
+    }
+
+
 def job_facts(job: JobRow) -> dict[str, object]:
     return {
         "job": job.id.hex(),
@@ -130,8 +142,12 @@ def results(
         cells = reader.matrix(found, chosen)
         points = reader.points(found.id)
         forked = sorted(keys.peer_id(key) for key in reader.forked(found.project))
+        outcomes = [_outcome_facts(reader, found, cell) for cell in cells] if as_json else []
     if as_json:
-        facts = [cell_facts(cell, points.get(cell.id)) for cell in cells]
+        facts = [
+            {**cell_facts(cell, points.get(cell.id)), **outcome}
+            for cell, outcome in zip(cells, outcomes, strict=True)
+        ]
         print_json({**job_facts(found), "forked": forked, "cells": facts})
     else:
         print_matrix(found, cells)

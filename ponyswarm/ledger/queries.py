@@ -462,6 +462,16 @@ class Reader:
         for outcome in [outcome for outcome, authors in voices.items() if not authors]:
             del voices[outcome]
 
+    def example(self, job: bytes, cell: bytes, digest: bytes) -> Result | None:
+        """One of the results that gave a cell this outcome, as it was signed."""
+        row = self._db.execute(
+            "SELECT entry.frame FROM result JOIN entry USING (arrival)"
+            " WHERE result.job = ? AND result.cell = ? AND result.digest = ? LIMIT 1",
+            (job, cell, digest),
+        ).fetchone()
+        payload = None if row is None else decode_payload(decode_frame(row[0]))
+        return payload if isinstance(payload, Result) else None
+
     def _results(self, job: bytes, only: bytes | None) -> list[tuple[bytes, ResultRow]]:
         rows = self._db.execute(
             "SELECT result.cell, author.key, entry.frame, environment.text,"

@@ -170,6 +170,22 @@ def test_diff_of_two_pythons_of_one_job(made):
     ).output  # fmt: skip
 
 
+# --- results ----------------------------------------------------------------------------------
+
+
+def test_results_count_the_majoritys_outcome_by_status_and_name_what_is_bad(made):
+    job, cells = made.job("one", "aaaa1111")
+    agreed = {"t::a": P, "t::b": F, "t::c": S, "t::d": Status.XFAILED}
+    first = made.run(A, job, cells[0], agreed)
+    made.run(B, job, cells[0], agreed)
+    made.run(C, job, cells[0], {"t::a": P})
+    told, open_ = made.ask("results", "demo", code=1)["cells"]
+    assert told["counts"] == {"passed": 1, "failed": 1, "skipped": 1, "xfailed": 1}
+    assert told["bad"] == ["t::b"]
+    assert told["digest"] == codec.decode_payload(first).digest.hex()
+    assert (open_["counts"], open_["bad"], open_["digest"]) == ({}, [], "")
+
+
 # --- flaky and volunteers -----------------------------------------------------------------------
 
 
