@@ -63,7 +63,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A cell that was run. ``steps`` are (name, seconds), in order."""
+    """A cell that was run. ``steps`` are (name, seconds), in order; a step may come twice."""
 
     place: Place
     outcome: Outcome
@@ -76,6 +76,14 @@ class Ended:
     @property
     def seconds(self) -> float:
         return sum(seconds for _, seconds in self.steps)
+
+    @property
+    def seconds_of(self) -> dict[str, float]:
+        """Where the time went: the seconds of each step by its name."""
+        total: dict[str, float] = {}
+        for name, seconds in self.steps:
+            total[name] = total.get(name, 0.0) + seconds
+        return total
 
 
 # --- the source --------------------------------------------------------------------------

@@ -95,6 +95,7 @@ class Runs:
         name = f"{announce.title} on {describe_cell(cell)}"
         try:
             with running.scope:
+                log.debug("%s: %s", name, running.progress.step)
                 task = await self._task(job, cell_id, cell, announce)
                 return await self._perform(task, name, running, self._execute)
         except PonySwarmError as fault:
@@ -128,11 +129,14 @@ class Runs:
 
     async def _perform(self, task: Task, name: str, running: Running, execute: Execute) -> Result:
         def watch(progress: Progress) -> None:
+            if progress.step != running.progress.step:
+                log.debug("%s: %s", name, progress.step)
             running.progress = progress
 
         started = int(time.time() * 1000)
         log.info("running %s", name)
         outcome = await execute(task, watch)
+        watch(Progress(step="collect"))
         self.ended += 1
         self.tests += len(outcome.tests)
         log.info("%s: %s in %.1f s", name, summary(outcome), outcome.seconds)

@@ -416,7 +416,7 @@ def _timings(ended: Sequence[Ended]) -> Table:
     for name in names:
         table.add_column(name, justify="right")
     for one in ended:
-        steps = dict(one.steps)
+        steps = one.seconds_of
         table.add_row(
             escape(one.place.name),
             *(f"{steps[name]:.2f}" if name in steps else "" for name in names),
@@ -478,7 +478,7 @@ def _cell_json(place: Place, ended: Ended | None) -> dict[str, object]:
         "digest": local.digest(outcome).hex(),
         "counts": dict(Counter(str(test.status) for test in outcome.tests)),
         "seconds": round(ended.seconds, 3),
-        "steps": {name: round(seconds, 3) for name, seconds in ended.steps},
+        "steps": {name: round(seconds, 3) for name, seconds in ended.seconds_of.items()},
         "bad": [
             {"id": test.id, "status": str(test.status), "message": test.message}
             for test in outcome.tests

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,9 +154,18 @@ class Environments:
         self.uv = uv_binary()
 
     async def environment(
-        self, lock: str, interpreter: Installed, *, sandbox: Sandbox, channels: Path
+        self,
+        lock: str,
+        interpreter: Installed,
+        *,
+        sandbox: Sandbox,
+        channels: Path,
+        step: Callable[[str], None],
     ) -> Path:
-        """The environment of a lock; made when it is not there. Raises `Broken` (install)."""
+        """The environment of a lock; made when it is not there, and ``step`` told how far it is.
+
+        Raises `Broken` (install).
+        """
         try:
             text = format_lock(parse_lock(lock))
         except PeerError as fault:
@@ -167,8 +176,9 @@ class Environments:
             if not target.exists():
                 partial = _partial(target)
                 try:
-                    await self._make(partial, text, interpreter)
+                    await self._make(partial, text, interpreter, step)
                     if text:
+                        step("compile")
                         await self._compile(sandbox, partial, interpreter, channels)
                     _complete(partial, target)
                 finally:
@@ -228,11 +238,15 @@ class Environments:
             patience=Patience(seconds=seconds),
         )
 
-    async def _make(self, folder: Path, lock: str, interpreter: Installed) -> None:
+    async def _make(
+        self, folder: Path, lock: str, interpreter: Installed, step: Callable[[str], None]
+    ) -> None:
+        step("environment")
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._create(folder, interpreter)
         requirements = folder.with_name(folder.name.replace(".partial-", ".txt.partial-"))
         if lock:
+            step("download")
             requirements.write_text(lock)
             try:
                 ended = await self.uv_run(

@@ -216,16 +216,15 @@ class Executor:
                 .with_environment(FIXED)
             )
             channels = _made(folder / "build")
-            run.step("install")
             environment = await self.environments.environment(
-                lock.requirements, interpreter, sandbox=base, channels=channels
+                lock.requirements, interpreter, sandbox=base, channels=channels, step=run.step
             )
             site: Path | None = None
             if spec.install.project:
-                run.step("build")
                 build = await self.environments.environment(
-                    lock.build, interpreter, sandbox=base, channels=channels
+                    lock.build, interpreter, sandbox=base, channels=channels, step=run.step
                 )
+                run.step("build")
                 site = await self.environments.project(
                     base,
                     tree=tree,
@@ -255,9 +254,12 @@ class Executor:
                     box = box.with_environment({"PONYSWARM_FORWARD": " ".join(forwards)})
                 if site is not None:
                     box = box.with_read_only(site, SITE)
-                confined = await self._test(run, box, spec, runner, folder)
-                if given.trouble:
-                    raise Broken(Reason.SERVICE, given.trouble)
+                try:
+                    confined = await self._test(run, box, spec, runner, folder)
+                    if given.trouble:
+                        raise Broken(Reason.SERVICE, given.trouble)
+                finally:
+                    run.step("clean up")
         return self._judged(run, confined, spec, runner)
 
     async def tree(self, archive: Path, source_hash: bytes) -> Path:
