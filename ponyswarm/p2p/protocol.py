@@ -2,7 +2,8 @@
 
 The state here is small and can be lost: offers, which come by gossip and expire, and what
 `jobs` keeps. Nothing here reads a clock, a socket or a file: every method takes ``now`` in
-milliseconds and returns `effects` for `node` to perform. The tests in ``tests/sim`` run many of these against each other on a virtual clock.
+milliseconds and returns `effects` for `node` to perform. The tests in ``tests/sim`` run
+many of these against each other on a virtual clock.
 """
 
 from __future__ import annotations
