@@ -8,17 +8,29 @@ ledger, at the start and as entries are admitted; leases come by gossip and expi
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ponyswarm.codec import cell_id, comparable
 from ponyswarm.matrix import cells
 from ponyswarm.messages import BAD_STATUSES, Announce, Cell, Claim, Entry, Result
-from ponyswarm.p2p.scheduling import LEASE_MS, RENEW_MS, CellState, Done
+from ponyswarm.p2p.scheduling import (
+    LEASE_MS,
+    RENEW_MS,
+    SETTLE_MS,
+    CellState,
+    Done,
+    next_end,
+    patience,
+    still_wanted,
+)
 
-# No lease of a peer is believed for longer, whatever it says.
-LONGEST_LEASE_MS = 360_000
+# Clocks of honest nodes may be so far apart. So a claim counts from when it is heard, and
+# its own time only tells one that is fresh from one that somebody kept and sends again.
+CLOCK_MS = 120_000
 MAX_LEASES_PER_CELL = 64
 MAX_ORPHANS = 2_000
+# Who gives a cell back sooner than this after its claim made way for others, as it should.
+GIVE_WAY_MS = 2 * SETTLE_MS + 5_000
 # How much later than due a renewal of a peer that we lost may come by way of others.
 DOUBT_MS = 5_000
 
@@ -35,6 +47,32 @@ class Job:
     points: dict[bytes, Cell]
     withdrawn: bool = False
     first_claim: int | None = None
+    # The cells that lack runs: what is done costs nothing when a choice is made.
+    lacking: set[bytes] = field(default_factory=set)
+    seconds: dict[bytes, float] = field(default_factory=dict)
+
+    @property
+    def open_cells(self) -> list[CellState]:
+        """The cells that lack runs, whoever is at them."""
+        return [self.cells[id_] for id_ in self.lacking]
+
+    def put(self, cell: CellState) -> None:
+        """Replace what is known of a cell."""
+        self.cells[cell.id] = cell
+        if still_wanted(cell):
+            self.lacking.add(cell.id)
+        else:
+            self.lacking.discard(cell.id)
+
+    def count(self, cell: CellState, done: Done, now: int) -> None:
+        """A run of a cell ended: its lease is over, and its length tells what is usual."""
+        leases = {key: until for key, until in cell.leases.items() if key != done.author}
+        self.put(replace(cell, done=(*cell.done, done), leases=leases, vacant_since=now))
+        if done.completed and done.author not in self.seconds:
+            self.seconds[done.author] = done.seconds
+            bound = patience(self.announce.spec.timeout, self.seconds)
+            for other in self.open_cells:
+                self.cells[other.id] = replace(other, patience=bound)
 
 
 class Jobs:
@@ -74,6 +112,7 @@ class Jobs:
                 wanted=announce.spec.redundancy,
                 vacant_since=now,
                 order=entry.header.time,
+                patience=patience(announce.spec.timeout, {}),
             )
             for id_, cell in points.items()
         }
@@ -85,10 +124,11 @@ class Jobs:
             states,
             points,
             withdrawn=(entry.namespace, entry.id) in self._withdrawn,
+            lacking=set(states),
         )
         for cell, project, done in self._orphans.pop(entry.id, ()):
             if project == job.project and cell in states:
-                _keep_done(job, cell, done, now)
+                job.count(job.cells[cell], done, now)
         return job
 
     def resulted(self, entry: Entry, result: Result, now: int) -> bool:
@@ -98,11 +138,12 @@ class Jobs:
             result.state == "completed",
             comparable(result.environment),
             _outcome(result),
+            result.seconds,
         )
         project = entry.namespace
         job = self._jobs.get(result.job)
         if job is not None and job.project == project and result.cell in job.cells:
-            _keep_done(job, result.cell, done, now)
+            job.count(job.cells[result.cell], done, now)
             return True
         if job is None and sum(map(len, self._orphans.values())) < MAX_ORPHANS:
             # A result can arrive before its job: they are of different feeds.
@@ -140,30 +181,39 @@ class Jobs:
 
     # --- claims ---------------------------------------------------------------------------
 
-    def claimed(self, project: bytes, origin: bytes, claim: Claim, now: int) -> bool:
-        """Take up a claim, or one that is given back."""
+    def claimed(self, project: bytes, origin: bytes, claim: Claim, now: int) -> int | None:
+        """Take up a claim, or one that is given back: when a choice should be made for it.
+
+        None for what changes nothing. A lease keeps others away until it ends, and only then
+        is there something to choose. Who holds a cell for longer than it takes to give way
+        to others, and then gives it back or lets it lapse, has let it down.
+        """
         job = self._jobs.get(claim.job)
         cell = None if job is None or job.project != project else job.cells.get(claim.cell)
         if job is None or cell is None:
-            return False
-        leases = dict(cell.leases)
-        if claim.until > now:
+            return None
+        if claim.until <= now - CLOCK_MS and (claim.until or cell.leases.get(origin, 0) <= now):
+            # Stale; and who holds nothing gives nothing back: it would only make others wait.
+            return None
+        lapsed = {key for key, until in cell.leases.items() if until <= now}
+        leases = {key: until for key, until in cell.leases.items() if key not in lapsed}
+        claimed = {key: at for key, at in cell.claimed.items() if key in leases}
+        let_down = cell.let_down | (lapsed - {run.author for run in cell.done})
+        if claim.until:
             if job.first_claim is None:
                 job.first_claim = now
-            leases = {key: until for key, until in leases.items() if until > now}
             if origin not in leases and len(leases) >= MAX_LEASES_PER_CELL:
-                return False
-            claimed = {key: at for key, at in cell.claimed.items() if key in leases}
-            claimed.setdefault(origin, claim.until - LEASE_MS)
-            leases[origin] = min(claim.until, now + LONGEST_LEASE_MS)
-            job.cells[cell.id] = replace(cell, leases=leases, claimed=claimed)
-            return True
-        if leases.get(origin, 0) > now:
-            # Who holds nothing gives nothing back: it would only make the others wait again.
-            del leases[origin]
-            job.cells[cell.id] = replace(cell, leases=leases, vacant_since=now)
-            return True
-        return False
+                return None
+            claimed.setdefault(origin, min(claim.until - LEASE_MS, now + CLOCK_MS))
+            leases[origin] = now + LEASE_MS
+            changed = replace(cell, leases=leases, claimed=claimed, let_down=let_down)
+            job.cells[cell.id] = changed
+            return now if origin in let_down else next_end(changed, now)
+        if now - claimed.get(origin, now) > GIVE_WAY_MS:
+            let_down |= {origin}
+        del leases[origin]
+        job.cells[cell.id] = replace(cell, leases=leases, vacant_since=now, let_down=let_down)
+        return now
 
     def doubt(self, peer: bytes, now: int) -> bool:
         """A lost peer's leases end soon, unless it renews them by way of others."""
@@ -175,12 +225,6 @@ class Jobs:
                     job.cells[id_] = replace(cell, leases={**cell.leases, peer: soon})
                     changed = True
         return changed
-
-
-def _keep_done(job: Job, cell_key: bytes, done: Done, now: int) -> None:
-    cell = job.cells[cell_key]
-    leases = {key: until for key, until in cell.leases.items() if key != done.author}
-    job.cells[cell_key] = replace(cell, done=(*cell.done, done), leases=leases, vacant_since=now)
 
 
 def _outcome(result: Result) -> bytes:

@@ -8,7 +8,8 @@ many of these against each other on a virtual clock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,9 @@ from ponyswarm.p2p.scheduling import (
     SETTLE_MS,
     CellState,
     choose,
+    next_end,
     renewals,
+    share,
     should_yield,
     still_wanted,
     unexpired,
@@ -76,6 +79,8 @@ LONGEST_OFFER_MS = 600_000
 MAX_OFFERS = 2_000
 # After this node could not even start a cell (no source, disk full), it lets others try.
 GIVE_UP_MS = 60_000
+# What a project used counts half after so long, when projects share the slots.
+FORGET_MS = 3_600_000
 
 
 def project_topic(project: bytes) -> str:
@@ -121,6 +126,7 @@ class Mine:
     project: bytes
     until: int
     starts: int | None
+    since: int
 
 
 def fits(cell: CellState, offer: Offer) -> bool:
@@ -157,6 +163,10 @@ class Protocol:
         self._retell_at: int | None = None
         self._choose_at: int | None = None
         self._free_since = 0
+        # By project, when its last run here ended, and what it had used by then.
+        self._used: dict[bytes, tuple[int, float]] = {}
+        # When `tick` has something to do whatever is heard until then.
+        self._due = 0
         self.paused = False
 
     # --- what the node asks about -----------------------------------------------------
@@ -233,6 +243,7 @@ class Protocol:
     ) -> list[Effect]:
         """Replicate a project from now on; with ``trusted``, also run its jobs."""
         known = self._projects.get(project)
+        self._due = 0
         if known is not None:
             known.trusted, known.offer_due = trusted, True
             self._choose_at = now
@@ -273,6 +284,7 @@ class Protocol:
         self._peers[peer] = now + self._jittered(PULL_EVERY_MS)
         # The newcomer hears gossip only when it is in the mesh: tell it then what stands.
         self._retell_at = now + MESH_MS
+        self._due = 0
         self._directory_at = min(self._directory_at, now + self._jittered(3_000))
         return [effect for project in self._projects for effect in self._pull(peer, project, now)]
 
@@ -289,6 +301,7 @@ class Protocol:
         last = self._pulled.get((peer, project))
         if last is not None and now - last < PULL_PAUSE_MS:
             self._pull_later[peer, project] = last + PULL_PAUSE_MS
+            self._due = min(self._due, last + PULL_PAUSE_MS)
             return []
         self._pull_later.pop((peer, project), None)
         self._pulled[peer, project] = now
@@ -325,17 +338,22 @@ class Protocol:
                     known.offers = unexpired(known.offers, now)
                     if len(known.offers) >= MAX_OFFERS:
                         return []
+                before = known.offers.get(origin)
                 until = min(message.until, now + LONGEST_OFFER_MS)
                 known.offers[origin] = replace(message, until=until)
-                self._choose_at = now
+                if before is not None and _frees_others(before, message):
+                    self._choose_at = now
                 return []
             case Claim():
                 self._take_claim(project, origin, message, now)
                 return []
 
     def _take_claim(self, project: bytes, origin: bytes, claim: Claim, now: int) -> None:
-        if self._jobs.claimed(project, origin, claim, now):
-            self._choose_at = now
+        self._choose_by(self._jobs.claimed(project, origin, claim, now))
+
+    def _choose_by(self, at: int | None) -> None:
+        if at is not None and (self._choose_at is None or at < self._choose_at):
+            self._choose_at = at
 
     # --- the ledger ----------------------------------------------------------------------
 
@@ -357,6 +375,7 @@ class Protocol:
         if entry.is_genesis:
             known.genesis = entry
             self._directory_at = min(self._directory_at, now)
+            self._due = 0
         if own:
             effects.append(Publish(project_topic(project), encode_gossip(entry)))
         givers = () if peer is None else (peer,)
@@ -431,6 +450,10 @@ class Protocol:
         mine = self._mine.pop(cell, None)
         if mine is None:
             return []
+        self._used[mine.project] = (
+            now,
+            self._usage(now).get(mine.project, 0.0) + max(0, now - mine.since),
+        )
         self._touch_offers()
         self._choose_at = self._free_since = now
         if published:
@@ -447,6 +470,7 @@ class Protocol:
         return [Publish(project_topic(job.project), encode_gossip(claim))]
 
     def _touch_offers(self) -> None:
+        self._due = 0
         for project in self._projects.values():
             project.offer_due = True
 
@@ -467,6 +491,8 @@ class Protocol:
 
     def tick(self, now: int) -> list[Effect]:
         """Everything that is due. Call it after events and at least once a second."""
+        if now < self.due:
+            return []
         if self._retell_at is not None and self._retell_at <= now:
             self._retell_at = None
             self._touch_offers()
@@ -479,53 +505,84 @@ class Protocol:
         effects += self._tell_offers(now)
         effects += self._tell_directory(now)
         effects += self._pull_due(now)
+        self._due = self._next_due(now)
         return effects
+
+    @property
+    def due(self) -> int:
+        """From when on `tick` has something to do, as far as is known; an event may change it."""
+        return self._due if self._choose_at is None else min(self._due, self._choose_at)
+
+    def _next_due(self, now: int) -> int:
+        times = [self._peers[peer] for peer in self._peers] if self._projects else []
+        times += self._pull_later.values()
+        times += [now + OFFER_EVERY_MS, self._retell_at or now + OFFER_EVERY_MS]
+        if self._peers:
+            times.append(self._directory_at)
+        for mine in self._mine.values():
+            times.append(mine.until - LEASE_MS + RENEW_MS)
+            if mine.starts is not None:
+                times.append(mine.starts)
+        if self._capacity is not None:
+            for project in self._projects.values():
+                told = project.offers.get(self.me)
+                if project.trusted:
+                    stale = 0 if told is None else told.until - OFFER_MS + OFFER_EVERY_MS
+                    at = 0 if project.offer_due else stale
+                    times.append(max(at, self._offer_at))
+        return min(times)
 
     def _choose(self, now: int) -> list[Effect]:
         self._choose_at = None
         if self._capacity is None or self.paused:
             return []
-        effects: list[Effect] = []
+        own = self._offer(now)
+        # Without a free slot there is nothing to choose; `finished` asks again.
+        if own is None or own.slots <= 0:
+            return []
+        due: dict[bytes, list[CellState]] = {}
+        waits = [at for at in self._blocked.values() if at > now]
         for project_id, project in self._projects.items():
-            own = self._offer(now)
-            # Without a free slot there is nothing to choose; `finished` asks again.
-            if not project.trusted or own is None or own.slots <= 0:
+            open_cells = self._open_cells(project_id, now) if project.trusted else []
+            if not open_cells:
                 continue
-            offers = {**unexpired(project.offers, now), self.me: own}
-            open_cells = [
-                cell
-                for job in self._jobs.of(project_id)
-                if self._refusal(job, now) is None
-                for cell in job.cells.values()
-                if cell.id not in self._mine and self._blocked.get(cell.id, 0) <= now
-            ]
-            chosen, later = choose(
+            due[project_id], later = choose(
                 open_cells,
                 self.me,
-                offers,
+                {**unexpired(project.offers, now), self.me: own},
                 fits,
-                free=own.slots,
                 now=now,
                 free_since=self._free_since,
             )
-            for cell in chosen:
-                until = now + LEASE_MS
-                self._mine[cell.id] = Mine(cell.job, project_id, until, now + SETTLE_MS)
-                effects += self._set_lease(cell.job, cell.id, until, now)
-                self._touch_offers()
-            waits = [at for at in (later, self._next_expiry(open_cells, now)) if at is not None]
-            waits += [at for at in self._blocked.values() if at > now]
-            if waits:
-                soonest = min(waits)
-                if self._choose_at is None or soonest < self._choose_at:
-                    self._choose_at = soonest
+            ends = [next_end(cell, now) for cell in open_cells]
+            waits += [at for at in (later, *ends) if at is not None]
+        effects: list[Effect] = []
+        held = Counter(mine.project for mine in self._mine.values())
+        for project_id, cell in share(due, held, self._usage(now), own.slots):
+            until = now + LEASE_MS
+            self._mine[cell.id] = Mine(cell.job, project_id, until, now + SETTLE_MS, now)
+            effects += self._set_lease(cell.job, cell.id, until, now)
+            self._touch_offers()
+        if waits:
+            self._choose_by(max(now, min(waits)) + 1)
         self._blocked = {cell: at for cell, at in self._blocked.items() if at > now}
         return effects
 
-    @staticmethod
-    def _next_expiry(open_cells: Iterable[CellState], now: int) -> int | None:
-        ends = [until for cell in open_cells for until in cell.leases.values() if until > now]
-        return min(ends) + 1 if ends else None
+    def _open_cells(self, project: bytes, now: int) -> list[CellState]:
+        return [
+            cell
+            for job in self._jobs.of(project)
+            if job.lacking and self._refusal(job, now) is None
+            for cell in job.open_cells
+            if cell.id not in self._mine and self._blocked.get(cell.id, 0) <= now
+        ]
+
+    def _usage(self, now: int) -> dict[bytes, float]:
+        """What each project had of this node's slots of late, in milliseconds."""
+        return {
+            project: used * 0.5 ** ((now - at) / FORGET_MS)
+            for project, (at, used) in self._used.items()
+        }
 
     def _settle(self, now: int) -> list[Effect]:
         effects: list[Effect] = []
@@ -606,6 +663,13 @@ class Protocol:
     def prune(self, now: int) -> None:
         """Forget jobs that ended long ago; the ledger keeps them."""
         self._jobs.prune(now, busy={mine.job for mine in self._mine.values()})
+
+
+def _frees_others(before: Offer, after: Offer) -> bool:
+    """Whether a changed offer may bring others forward: it takes on less than before."""
+    less = after.slots <= 0 < before.slots
+    same = after.interpreters == before.interpreters and after.services == before.services
+    return less or not same
 
 
 def _source_blobs(announce: Announce, givers: tuple[bytes, ...]) -> list[Fetch]:

@@ -1,16 +1,19 @@
 """Who runs what: pure decisions over offers, leases and results. No coordinator.
 
 Every node ranks the volunteers whose offers fit a cell by rendezvous hashing, SHA-256 of
-cell id and key. The first ones claim at once, the others after a delay that grows with
-their rank, if a run is still missing then. A claim is a lease: renewed while the run
-lives, void soon after its node dies. Under a partition both sides go on; the price is a
-few runs more than asked for, never fewer.
+cell id and key, weighted by the slots that they have free. The first ones claim at once,
+the others after a delay that grows with their rank, if a run is still missing then. A
+claim is a lease: renewed while the run lives, void soon after its node dies. Under a
+partition both sides go on; the price is a few runs more than asked for, never fewer.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -23,10 +26,19 @@ RENEW_MS = 30_000
 SETTLE_MS = 500
 # How much longer each further rank waits before it steps in.
 STEP_MS = 2_000
-OFFER_MS = 150_000
-OFFER_EVERY_MS = 60_000
-# A cell that breaks everywhere is given up: this many broken runs beyond what was asked.
+OFFER_MS = 600_000
+OFFER_EVERY_MS = 240_000
+# A cell that breaks rests after this many broken runs beyond what was asked, for longer
+# after each further one. Were it given up, a few keys that report broken runs would do.
 SPARE_RUNS = 2
+REST_MS = 600_000
+LONGEST_REST_MS = 6 * 3_600_000
+# What a run may take beside its tests before its lease is respected no more.
+PREPARE_MS = 900_000
+# With results of so many authors, a lease is respected for so many times their median.
+TYPICAL_OF, TYPICAL_TIMES, SHORTEST_PATIENCE_MS = 3, 4, 300_000
+# Who offers more free slots gets that many times more of the cells, up to this.
+MOST_WEIGHT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +49,16 @@ class Done:
     completed: bool
     comparable: bytes
     digest: bytes
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellState:
     """What is known of one cell. ``vacant_since`` is when the last change asked for a run.
 
-    ``leases`` say until when each claim holds, ``claimed`` when it was first made.
+    ``leases`` say until when each claim holds, ``claimed`` when it was first made. Of the
+    keys in ``let_down`` one claim ended without a result: further ones keep nobody away.
+    ``patience`` is how long a lease may be renewed (milliseconds).
     """
 
     id: bytes
@@ -56,6 +71,8 @@ class CellState:
     done: tuple[Done, ...] = ()
     leases: Mapping[bytes, int] = field(default_factory=dict)
     claimed: Mapping[bytes, int] = field(default_factory=dict)
+    let_down: frozenset[bytes] = frozenset()
+    patience: int = 1 << 62
 
 
 # Whether an offer can run a cell.
@@ -67,21 +84,32 @@ def _score(cell: bytes, key: bytes) -> bytes:
     return hashlib.sha256(cell + key).digest()
 
 
-def rank(cell: bytes, keys: Iterable[bytes]) -> list[bytes]:
-    """Keys in rendezvous order for a cell: the same list on every node."""
-    return sorted(keys, key=lambda key: _score(cell, key))
+@lru_cache(maxsize=1 << 18)
+def _distance(cell: bytes, key: bytes) -> float:
+    """How far a key is from a cell: drawn from the exponential distribution by their hash."""
+    return -math.log((int.from_bytes(_score(cell, key)[:8], "big") + 1) / (1 << 64))
+
+
+def rank(cell: bytes, weights: Mapping[bytes, int]) -> list[bytes]:
+    """Keys in rendezvous order for a cell: the same list on every node with equal weights.
+
+    A key is first for a share of the cells that is proportional to its weight; a change of
+    one weight moves only cells of that key. Those with none come last.
+    """
+
+    def place(key: bytes) -> tuple[bool, float, bytes]:
+        weight = weights[key]
+        return weight <= 0, _distance(cell, key) / max(1, min(MOST_WEIGHT, weight)), key
+
+    return sorted(weights, key=place)
 
 
 def still_wanted(cell: CellState) -> int:
     """How many runs a cell lacks, whoever may be at it now.
 
-    A disagreement asks for one more run; broken runs do not count, but beyond a few of
-    them the cell is given up.
+    A disagreement asks for one more run; broken runs do not count.
     """
     completed = {run.author: run for run in cell.done if run.completed}
-    broken = {run.author for run in cell.done if not run.completed} - completed.keys()
-    if len(broken) >= cell.wanted + SPARE_RUNS:
-        return 0
     groups: dict[bytes, dict[bytes, int]] = {}
     for run in completed.values():
         digests = groups.setdefault(run.comparable, {})
@@ -94,15 +122,47 @@ def still_wanted(cell: CellState) -> int:
     return max(0, target - len(completed))
 
 
+def rests_until(cell: CellState) -> int:
+    """Before when nobody needs to try a cell again that broke in several hands."""
+    completed = {run.author for run in cell.done if run.completed}
+    broken = {run.author for run in cell.done if not run.completed} - completed
+    further = len(broken) - cell.wanted - SPARE_RUNS
+    if further < 0:
+        return 0
+    return cell.vacant_since + min(LONGEST_REST_MS, REST_MS << min(further, 16))
+
+
+def patience(timeout: int, seconds: Mapping[bytes, float]) -> int:
+    """How long a lease is respected (milliseconds), however often it is renewed.
+
+    ``timeout`` is the job's own, in seconds; ``seconds`` is what runs of the job took, by
+    author. Who claims and never ends would otherwise keep a cell for good. A slow machine
+    that loses its lease goes on, and what it gives counts.
+    """
+    most = 1000 * timeout + PREPARE_MS
+    if len(seconds) < TYPICAL_OF:
+        return most
+    typical = statistics.median(seconds.values())
+    return min(most, max(SHORTEST_PATIENCE_MS, int(TYPICAL_TIMES * 1000 * typical)))
+
+
 def live_leases(cell: CellState, now: int) -> list[bytes]:
     """Who is at a cell now: leases that run, of keys without a result, the first made first.
 
-    Whoever claimed first may be running already and gives way to nobody; claims of the
-    same moment go by rank. Both are in the claims, so all who heard them agree.
+    One that was renewed for too long, or of a key that let the cell down before, is no
+    reason to wait. Whoever claimed first may be running already and gives way to nobody;
+    claims of the same moment go by rank. Both are in the claims, so all who heard them agree.
     """
     finished = {run.author for run in cell.done}
-    live = [key for key, until in cell.leases.items() if until > now and key not in finished]
-    return sorted(live, key=lambda key: (cell.claimed.get(key, 0), _score(cell.id, key)))
+    live = [
+        key
+        for key, until in cell.leases.items()
+        if until > now
+        and key not in finished
+        and key not in cell.let_down
+        and now - cell.claimed.get(key, now) <= cell.patience
+    ]
+    return sorted(live, key=lambda key: (cell.claimed.get(key, 0), _distance(cell.id, key)))
 
 
 def claim_at(
@@ -130,19 +190,29 @@ def claim_at(
     missing = still_wanted(cell) - len(at_it)
     if missing <= 0:
         return None
-    able = [
-        key
+    # Those with a free slot go first: a busy node would only hold the cell up.
+    able = {
+        key: offer.slots
         for key, offer in offers.items()
         if key not in finished and key not in at_it and fits(cell, offer)
-    ]
-    # Those with a free slot go first: a busy node would only hold the cell up.
-    order = sorted(rank(cell.id, able), key=lambda key: offers[key].slots <= 0)
-    place = order.index(me)
+    }
+    place = rank(cell.id, able).index(me)
+    rest = rests_until(cell)
     if place < missing:
-        return cell.vacant_since
+        return max(cell.vacant_since, rest)
     ended = [until for until in cell.leases.values() if until <= now]
     since = max(cell.vacant_since, free_since, *ended)
-    return since + (place - missing + 1) * STEP_MS
+    return max(rest, since + (place - missing + 1) * STEP_MS)
+
+
+def next_end(cell: CellState, now: int) -> int | None:
+    """When the first lease on a cell ends or is respected no more."""
+    ends = [
+        min(until, cell.claimed.get(key, until) + cell.patience)
+        for key, until in cell.leases.items()
+        if until > now
+    ]
+    return min((end for end in ends if end >= now), default=None)
 
 
 def should_yield(cell: CellState, me: bytes, now: int) -> bool:
@@ -157,14 +227,13 @@ def choose(
     offers: Mapping[bytes, Offer],
     fits: Fits,
     *,
-    free: int,
     now: int,
     free_since: int = 0,
 ) -> tuple[list[CellState], int | None]:
-    """The cells to claim now, at most ``free`` of them, and when to look again.
+    """The cells of one project that are to be claimed now, and when to look again.
 
-    Cells that are due go in the order of their rank for this node's key, so that nodes
-    start at different ends of one matrix; newer jobs go before older ones.
+    Newer jobs go before older ones. Within a job cells go in the order of their rank for
+    this node's key, so that nodes start at different ends of one matrix.
     """
     due: list[CellState] = []
     later: int | None = None
@@ -177,7 +246,30 @@ def choose(
         elif later is None or at < later:
             later = at
     due.sort(key=lambda cell: (-cell.order, _score(cell.id, me)))
-    return due[: max(0, free)], later
+    return due, later
+
+
+def share(
+    due: Mapping[bytes, Sequence[CellState]],
+    held: Mapping[bytes, int],
+    used: Mapping[bytes, float],
+    free: int,
+) -> list[tuple[bytes, CellState]]:
+    """Which (project, cell) get the free slots, so that no project starves another.
+
+    ``due`` has the cells of each project, best first. The next slot goes to the project
+    that holds fewest of this node's slots (``held``), then to the one that ``used`` least.
+    """
+    queues = {project: deque(cells) for project, cells in due.items() if cells}
+    holds = {project: held.get(project, 0) for project in queues}
+    chosen: list[tuple[bytes, CellState]] = []
+    while queues and len(chosen) < free:
+        project = min(queues, key=lambda one: (holds[one], used.get(one, 0.0), one))
+        chosen.append((project, queues[project].popleft()))
+        holds[project] += 1
+        if not queues[project]:
+            del queues[project]
+    return chosen
 
 
 def unexpired(offers: Mapping[bytes, Offer], now: int) -> dict[bytes, Offer]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 from authors import FAR, NOW, Author, announce, cell_ids, digest, environment, result
@@ -22,7 +24,7 @@ from ponyswarm.p2p.effects import (
     Subscribe,
     Unsubscribe,
 )
-from ponyswarm.p2p.jobs import LONGEST_LEASE_MS
+from ponyswarm.p2p.jobs import CLOCK_MS, GIVE_WAY_MS
 from ponyswarm.p2p.protocol import (
     DIRECTORY,
     GIVE_UP_MS,
@@ -176,12 +178,68 @@ def test_own_entries_are_told_and_others_are_not(scene):
     assert (told.topic, decode_gossip(told.data)) == (project_topic(scene.project), entry)
 
 
-def test_no_lease_is_believed_for_longer_than_the_longest(scene):
+def test_a_claim_counts_from_when_it_is_heard_whatever_its_author_s_clock_says(scene):
     job, (cell,) = scene.job(redundancy=1)
-    scene.hear(Claim(job=job.id, cell=cell, until=FAR * 2))
-    assert scene.claims(scene.tick()) == []
-    late = [c for _ in range(8) for c in scene.claims(scene.tick(LONGEST_LEASE_MS // 7))]
-    assert [claim.cell for claim in late][:1] == [cell]
+    for until in (scene.now - CLOCK_MS + 1, FAR * 2):
+        scene.hear(Claim(job=job.id, cell=cell, until=until), Author(int(until > FAR) + 60).public)
+    assert scene.claims(scene.tick(LEASE_MS - 1)) == []
+    assert [claim.cell for claim in scene.claims(scene.tick(2))] == [cell]
+
+
+def test_a_claim_that_somebody_kept_and_sends_again_is_nothing(scene):
+    job, (cell,) = scene.job(redundancy=1)
+    scene.hear(Claim(job=job.id, cell=cell, until=scene.now - CLOCK_MS))
+    assert [claim.cell for claim in scene.claims(scene.tick())] == [cell]
+
+
+def test_who_claims_and_never_runs_keeps_a_cell_once(scene):
+    job, (cell,) = scene.job(redundancy=1)
+    idler = Claim(job=job.id, cell=cell, until=scene.now + LEASE_MS)
+    scene.hear(idler)
+    assert scene.claims(scene.tick(LEASE_MS - 1)) == []
+    scene.now += 1
+    scene.hear(replace(idler, until=scene.now + LEASE_MS))
+    assert [claim.cell for claim in scene.claims(scene.tick())] == [cell]
+
+
+def test_who_gives_a_cell_back_after_long_keeps_nobody_away_a_second_time(scene):
+    job, (cell,) = scene.job(redundancy=1)
+    scene.hear(Claim(job=job.id, cell=cell, until=scene.now + LEASE_MS))
+    scene.now += GIVE_WAY_MS + 1
+    scene.hear(Claim(job=job.id, cell=cell, until=0))
+    scene.hear(Claim(job=job.id, cell=cell, until=scene.now + LEASE_MS))
+    assert [claim.cell for claim in scene.claims(scene.tick())] == [cell]
+
+
+def test_one_project_does_not_starve_another(scene):
+    """Each has work without end; the slots go round."""
+    other = Author(2).project(name="other")
+    scene.protocol.follow(other.id, trusted=True, genesis=other, now=scene.now)
+    scene.job(spec=many_cells(40))
+    scene.admit(Author(2).sign(announce(spec=many_cells(40)), other.id))
+    served: Counter[bytes] = Counter()
+    for _ in range(24):
+        scene.tick()
+        scene.tick(SETTLE_MS)
+        cell, mine = next(iter(scene.protocol.mine.items()))
+        served[mine.project] += 1
+        scene.now += 5_000
+        scene.protocol.finished(cell, scene.now, published=True)
+    assert set(served) == {scene.project, other.id}
+    assert min(served.values()) >= 10
+
+
+def test_nothing_is_due_before_the_time_that_it_names(scene):
+    """What performs the effects may sleep until then."""
+    scene.protocol.connected(PEER, scene.now)
+    scene.job(spec=many_cells(5))
+    scene.tick()
+    for _ in range(200):
+        due = scene.protocol.due
+        assert due > scene.now
+        assert scene.protocol.tick(due - 1) == []
+        scene.now = due
+        scene.tick()
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -364,7 +422,7 @@ def test_offers_are_told_when_they_change_and_now_and_then(scene):
     scene.job(redundancy=1)
     (second,) = told(scene.tick(1000))
     assert second.slots == 1
-    again = [offer for _ in range(120) for offer in told(scene.tick(1000))]
+    again = [offer for _ in range(480) for offer in told(scene.tick(1000))]
     assert 1 <= len(again) <= 3
 
 

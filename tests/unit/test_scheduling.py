@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from ponyswarm.messages import Offer
 from ponyswarm.p2p.scheduling import (
     LEASE_MS,
+    LONGEST_REST_MS,
+    MOST_WEIGHT,
+    PREPARE_MS,
     RENEW_MS,
+    REST_MS,
     SETTLE_MS,
     SPARE_RUNS,
     STEP_MS,
@@ -23,8 +27,11 @@ from ponyswarm.p2p.scheduling import (
     choose,
     claim_at,
     live_leases,
+    patience,
     rank,
     renewals,
+    rests_until,
+    share,
     should_yield,
     still_wanted,
     unexpired,
@@ -63,6 +70,10 @@ def any_fits(cell: CellState, offer: Offer) -> bool:
     return True
 
 
+def ranked(cell: bytes, keys: list[bytes]) -> list[bytes]:
+    return rank(cell, dict.fromkeys(keys, 1))
+
+
 OFFERS = {key: offer() for key in KEYS}
 
 
@@ -84,7 +95,7 @@ OFFERS = {key: offer() for key in KEYS}
         ([bad(A), ok(A)], 1),
         ([ok(A), bad(B), bad(C), bad(D)], 1),
         ([bad(key) for key in KEYS[: 2 + SPARE_RUNS - 1]], 2),
-        ([bad(key) for key in KEYS[: 2 + SPARE_RUNS]], 0),
+        ([bad(key) for key in KEYS[: 2 + SPARE_RUNS]], 2),
         ([bad(A)] * 9, 2),
     ],
 )
@@ -94,25 +105,39 @@ def test_how_many_runs_a_cell_lacks(done, wanted):
 
 @given(st.permutations(KEYS))
 def test_the_rank_is_the_same_on_all_nodes(keys):
-    assert rank(digest("cell"), keys) == rank(digest("cell"), KEYS)
+    assert ranked(digest("cell"), keys) == ranked(digest("cell"), KEYS)
 
 
 def test_the_rank_spreads_cells_over_keys():
-    first = [rank(digest(str(n)), KEYS)[0] for n in range(400)]
+    first = [ranked(digest(str(n)), KEYS)[0] for n in range(400)]
     assert all(20 < first.count(key) < 90 for key in KEYS)
+
+
+def test_who_has_more_free_slots_gets_more_and_nobody_all():
+    weights = {A: 1, B: 3, C: 0, D: 1000}
+    first = [rank(digest(str(n)), weights)[0] for n in range(1200)]
+    shares = [first.count(key) / 100 for key in KEYS[:4]]
+    assert shares == pytest.approx([1, 3, 0, MOST_WEIGHT], abs=0.7)
+
+
+def test_a_change_of_one_weight_moves_only_cells_of_that_key():
+    ids = [digest(str(n)) for n in range(200)]
+    before = {id_: rank(id_, {A: 2, B: 2, C: 2})[0] for id_ in ids}
+    after = {id_: rank(id_, {A: 1, B: 2, C: 2})[0] for id_ in ids}
+    assert {before[id_] for id_ in ids if before[id_] != after[id_]} == {A}
 
 
 # --- claims -----------------------------------------------------------------------------
 
 
 def test_the_first_ranks_claim_at_once_and_the_others_step_in_later():
-    order = rank(digest("cell"), KEYS)
+    order = ranked(digest("cell"), KEYS)
     times = [claim_at(cell(), key, OFFERS, any_fits, NOW) for key in order]
     assert times == [NOW, NOW] + [NOW + n * STEP_MS for n in range(1, 7)]
 
 
 def test_who_has_no_free_slot_goes_last():
-    order = rank(digest("cell"), KEYS)
+    order = ranked(digest("cell"), KEYS)
     busy = {**OFFERS, order[0]: offer(slots=0)}
     assert claim_at(cell(), order[2], busy, any_fits, NOW) == NOW
     assert claim_at(cell(), order[0], busy, any_fits, NOW) == NOW + 6 * STEP_MS
@@ -139,7 +164,7 @@ def test_a_node_has_no_part_in_what_it_cannot_run_or_does_not_offer():
 
 
 def test_who_cannot_run_a_cell_holds_nobody_up():
-    order = rank(digest("cell"), KEYS)
+    order = ranked(digest("cell"), KEYS)
     able = {order[5], order[6]}
     offers = {key: offer(slots=1 if key in able else 2) for key in KEYS}
     times = [claim_at(cell(), key, offers, lambda c, o: o.slots == 1, NOW) for key in order]
@@ -150,13 +175,13 @@ def test_a_lease_that_ran_out_asks_the_ranks_in_turn_again():
     """And not all at once, though the cell has been vacant for long."""
     ended = NOW + 500_000
     state = cell(leases={A: ended, B: NOW + 10**9})
-    others = rank(state.id, [key for key in KEYS if key != B])
+    others = ranked(state.id, [key for key in KEYS if key != B])
     times = [claim_at(state, key, OFFERS, any_fits, ended + 1) for key in others]
     assert times == [NOW] + [ended + n * STEP_MS for n in range(1, 7)]
 
 
 def test_who_just_ended_a_run_waits_its_turn_from_then_on():
-    order = rank(digest("cell"), KEYS)
+    order = ranked(digest("cell"), KEYS)
     since = NOW + 100_000
     assert claim_at(cell(), order[0], OFFERS, any_fits, since, free_since=since) == NOW
     assert claim_at(cell(), order[4], OFFERS, any_fits, since, free_since=since) == (
@@ -174,14 +199,14 @@ def test_live_leases_are_those_that_run_of_keys_without_a_result():
 
 
 def test_who_claimed_later_yields_whatever_its_rank():
-    first, last = rank(digest("cell"), [A, B])
+    first, last = ranked(digest("cell"), [A, B])
     state = cell(wanted=1, leases={A: NOW + 9, B: NOW + 9}, claimed={first: NOW + 1, last: NOW})
     assert should_yield(state, first, NOW)
     assert not should_yield(state, last, NOW)
 
 
 def test_claims_of_one_moment_yield_by_rank():
-    order = rank(digest("cell"), [A, B, C])
+    order = ranked(digest("cell"), [A, B, C])
     state = cell(leases=dict.fromkeys(order, NOW + 9), claimed=dict.fromkeys(order, NOW))
     assert [should_yield(state, key, NOW) for key in order] == [False, False, True]
     assert not should_yield(state, D, NOW)
@@ -197,17 +222,65 @@ def test_exactly_the_wanted_number_stays_when_all_have_heard_all(claimed, wanted
     assert len(staying) == min(wanted, len(claimed))
 
 
-def test_no_more_is_chosen_than_is_free_and_newer_jobs_go_first():
+def test_newer_jobs_go_first():
     cells = [cell(str(n), order=n // 5) for n in range(10)]
-    chosen, _ = choose(cells, A, {A: offer(9)}, any_fits, free=3, now=NOW)
-    assert len(chosen) == 3
-    assert {c.order for c in chosen} == {1}
-    assert choose(cells, A, {A: offer(9)}, any_fits, free=0, now=NOW)[0] == []
+    due, _ = choose(cells, A, {A: offer(9)}, any_fits, now=NOW)
+    assert [c.order for c in due] == [1] * 5 + [0] * 5
+
+
+def test_free_slots_go_round_the_projects_and_no_more_are_given_than_are_free():
+    due = {A: [cell(f"a{n}") for n in range(9)], B: [cell(f"b{n}") for n in range(2)], C: []}
+    got = share(due, {}, {}, 3)
+    assert sorted(project for project, _ in got) == sorted([A, A, B] if A < B else [A, B, B])
+    assert [project for project, _ in share(due, {}, {}, 9)].count(B) == 2
+    assert share(due, {}, {}, 0) == []
+
+
+def test_a_project_that_holds_slots_or_had_them_of_late_waits_for_the_others():
+    due = {A: [cell(f"a{n}") for n in range(9)], B: [cell(f"b{n}") for n in range(9)]}
+    assert share(due, {A: 2}, {}, 1) == [(B, due[B][0])]
+    assert share(due, {A: 1, B: 1}, {B: 9.0}, 1) == [(A, due[A][0])]
+    assert share({A: due[A]}, {A: 5}, {A: 9.0}, 1) == [(A, due[A][0])]
+
+
+# --- who stands in the way ----------------------------------------------------------------
+
+
+def test_a_cell_that_broke_in_many_hands_rests_and_is_tried_again():
+    """Were it given up, a few keys that report broken runs could end any cell."""
+    few = cell(done=tuple(bad(key) for key in KEYS[: 1 + SPARE_RUNS]))
+    many = cell(done=tuple(bad(key) for key in KEYS[: 2 + SPARE_RUNS]))
+    more = cell(done=tuple(bad(key) for key in KEYS[: 3 + SPARE_RUNS]))
+    assert rests_until(few) == 0
+    assert rests_until(many) == NOW + REST_MS
+    assert rests_until(more) == NOW + 2 * REST_MS
+    endless = cell(done=tuple(bad(digest(str(n))) for n in range(99)))
+    assert rests_until(endless) == NOW + LONGEST_REST_MS
+    fresh = KEYS[-1]
+    assert claim_at(many, fresh, {fresh: offer()}, any_fits, NOW) == NOW + REST_MS
+
+
+def test_who_let_a_cell_down_keeps_nobody_away_from_it():
+    state = cell(wanted=1, leases={A: NOW + 9}, claimed={A: NOW}, let_down=frozenset({A}))
+    assert live_leases(state, NOW) == []
+    assert claim_at(state, B, {B: offer()}, any_fits, NOW) == NOW
+
+
+def test_a_lease_that_is_renewed_without_end_is_respected_only_so_long():
+    state = cell(wanted=1, leases={A: NOW + 9}, claimed={A: NOW - 1000}, patience=1000)
+    assert live_leases(state, NOW) == [A]
+    assert live_leases(state, NOW + 1) == []
+
+
+def test_patience_is_the_jobs_own_time_until_it_is_known_what_a_run_takes():
+    assert patience(600, {A: 10.0, B: 10.0}) == 600_000 + PREPARE_MS
+    assert patience(600, {A: 10.0, B: 12.0, C: 1e7}) == 300_000
+    assert patience(36_000, {A: 500.0, B: 700.0, C: 600.0}) == 4 * 600_000
 
 
 def test_choose_says_when_to_look_again():
-    order = rank(digest("cell"), KEYS)
-    chosen, later = choose([cell()], order[3], OFFERS, any_fits, free=1, now=NOW)
+    order = ranked(digest("cell"), KEYS)
+    chosen, later = choose([cell()], order[3], OFFERS, any_fits, now=NOW)
     assert (chosen, later) == ([], NOW + 2 * STEP_MS)
 
 
@@ -259,11 +332,10 @@ def test_with_all_offers_known_and_no_failures_exactly_the_wanted_runs_happen(
             key,
             offers,
             any_fits,
-            free=slots - busy[key],
             now=now,
             free_since=free_since[key],
         )
-        for state in chosen:
+        for state in chosen[: slots - busy[key]]:
             busy[key] += 1
             runs.append((state.id, key))
             states[state.id] = replace(
