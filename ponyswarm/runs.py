@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -20,8 +21,10 @@ from ponyswarm.codec import TestRecord, decode_locks, encode_tests, outcome_dige
 from ponyswarm.errors import InfraError, PonySwarmError
 from ponyswarm.exec.outcome import Outcome, Progress
 from ponyswarm.messages import BAD_STATUSES, Announce, Blob, Cell, Lock, Result, Status
-from ponyswarm.p2p.blobs import BlobStore
-from ponyswarm.p2p.fetcher import Fetcher
+
+if TYPE_CHECKING:
+    from ponyswarm.p2p.blobs import BlobStore
+    from ponyswarm.p2p.fetcher import Fetcher
 
 log = logging.getLogger("ponyswarm")
 

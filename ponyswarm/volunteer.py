@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ponyswarm.errors import InfraError
 from ponyswarm.exec.executor import Executor
@@ -15,8 +16,10 @@ from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.outcome import Outcome, Progress
 from ponyswarm.matrix import matches
 from ponyswarm.messages import Interpreter, Lock
-from ponyswarm.p2p.protocol import Capacity
 from ponyswarm.runs import Task
+
+if TYPE_CHECKING:
+    from ponyswarm.p2p.protocol import Capacity
 
 
 def system() -> str:
@@ -31,6 +34,8 @@ def machine() -> str:
 
 def capacity(installed: Sequence[Installed], slots: int, services: Sequence[str] = ()) -> Capacity:
     """What a machine with these interpreters and services (``name version``) offers."""
+    from ponyswarm.p2p.protocol import Capacity
+
     return Capacity(
         interpreters=tuple(
             Interpreter(

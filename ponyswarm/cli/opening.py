@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from ponyswarm import config, status
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
-from ponyswarm.session import Session, open_session
 
 if TYPE_CHECKING:
     from ponyswarm.exec.services.service import Options
+    from ponyswarm.session import Session
 
 
 def now_ms() -> int:
@@ -25,6 +25,8 @@ def now_ms() -> int:
 @contextmanager
 def opened(home: Home, *, archive: bool = False) -> Iterator[Session]:
     """The home's session, with the budgets of its settings; an archive's blobs have none."""
+    from ponyswarm.session import open_session
+
     if not home.key.exists():
         raise LocalError(f"there is no key in {home.config_dir}: run 'ponyswarm init' first")
     settings = config.load(home.ini) if home.ini.exists() else config.Settings()

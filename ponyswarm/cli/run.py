@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import click
-import psutil
 import trio
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -34,7 +33,7 @@ from ponyswarm.cli import (
 from ponyswarm.cli.opening import service_options
 from ponyswarm.cli.tables import console
 from ponyswarm.errors import InfraError, LocalError
-from ponyswarm.exec import interpreters, provisioning, sandbox
+from ponyswarm.exec import interpreters, process, provisioning, sandbox
 from ponyswarm.exec.executor import Executor
 from ponyswarm.exec.outcome import Outcome, TestOutcome
 from ponyswarm.exec.services.service import Options
@@ -129,17 +128,7 @@ async def _run(
 ) -> _Found:
     settings = config.load(home.ini) if home.ini.exists() else config.Settings()
     bounds = _bounds(settings)
-    holds = await sandbox.probe(bounds)
-    if isinstance(holds, sandbox.Missing):
-        raise InfraError(f"nothing can be run here: {holds.why}; what may help: {holds.remedy}")
-    survey = await trio.to_thread.run_sync(
-        partial(
-            interpreters.survey,
-            settings.interpreters.values(),
-            search=not settings.interpreters,
-            known=home.cache / "interpreters.json",
-        )
-    )
+    holds, survey = await _what_is_here(home, settings, bounds)
     options = provisioning.whatever_is_here(service_options(settings))
     async with _scratch(home, bounds, holds, options) as folder, AsyncExitStack() as stack:
         runs = folder / "runs"
@@ -186,6 +175,29 @@ async def _run(
     return _Found(job=job, places=places, stopped=stopped)
 
 
+async def _what_is_here(
+    home: Home, settings: config.Settings, bounds: sandbox.Limits
+) -> tuple[sandbox.Holds, interpreters.Survey]:
+    """The sandbox of this machine and its interpreters, looked for at the same time."""
+    surveyed: list[interpreters.Survey] = []
+
+    async def survey() -> None:
+        search = partial(
+            interpreters.survey,
+            settings.interpreters.values(),
+            search=not settings.interpreters,
+            known=home.cache / "interpreters.json",
+        )
+        surveyed.append(await trio.to_thread.run_sync(search))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(survey)
+        holds = await sandbox.probe(bounds)
+    if isinstance(holds, sandbox.Missing):
+        raise InfraError(f"nothing can be run here: {holds.why}; what may help: {holds.remedy}")
+    return holds, surveyed[0]
+
+
 def _bounds(settings: config.Settings) -> sandbox.Limits:
     limits = settings.limits
     return sandbox.Limits(
@@ -209,7 +221,7 @@ async def _scratch(
     parent = home.cache / "local"
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in parent.iterdir():
-        if not (left.name.isdecimal() and psutil.pid_exists(int(left.name))):
+        if not (left.name.isdecimal() and process.alive(int(left.name))):
             runs = left / "runs"
             await provisioning.sweep(options, scratch=runs, holds=holds)
             Executor(cache=home.cache, scratch=runs, limits=bounds, sandbox=holds).sweep()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ponyswarm.keys import peer_id
-from ponyswarm.ledger.queries import CellRow, JobRow
 from ponyswarm.ledger.verdicts import Finding, Verdict
+
+if TYPE_CHECKING:
+    from ponyswarm.ledger.queries import CellRow, JobRow
 
 _LOOKS = {
     Verdict.CONFIRMED_PASS: ("✔", "green"),

@@ -68,11 +68,11 @@ class Group:
 
     async def remove(self) -> None:
         """Kill what is left and remove; the kernel may need a moment."""
-        for _ in range(200):
+        for tries in range(200):
             if _removed(self.folders):
                 return
             self.kill()
-            await trio.sleep(0.02)
+            await trio.sleep(0.02 if tries > 5 else 0.002)
 
 
 def find(root: Path = ROOT, own: str | None = None) -> Groups | None:

@@ -24,15 +24,16 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from ponyswarm.errors import InfraError, PeerError
-from ponyswarm.exec import index, process, source
+from ponyswarm.exec import bytecode, index, process, source
+from ponyswarm.exec.bytecode import site_packages
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.outcome import Broken
-from ponyswarm.exec.process import Channel, Ended, Patience
-from ponyswarm.exec.sandbox import Confined, Sandbox
+from ponyswarm.exec.process import Ended, Patience
+from ponyswarm.exec.sandbox import Sandbox
 from ponyswarm.messages import Reason
 
 # Part of every cache key: raise it when what an environment contains changes.
-FORMAT = 2
+FORMAT = 3
 INSTALL_SECONDS = 900.0
 BUILD_SECONDS = 1800.0
 MAX_INSTALLED = 1 << 30
@@ -54,17 +55,12 @@ cd /project/src
     --python /env/bin/python --out-dir /project/out .
 /tools/uv pip install --python /env/bin/python --target /project/install --no-deps --offline \
     --no-index --no-config --no-progress --color never --link-mode=copy /project/out/*.whl
+/env/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 7))' && {
+    /env/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
+        -d /project/site /project/install > /dev/null || true
+}
 tar -c -f - -C /project/install . > /channels/installed
 """
-
-# Bytecode saves half a second of every later run. The interpreter alone compiles, without
-# any site: nothing of a package runs, and a package that upsets the compiler is confined.
-COMPILE = """\
-PYTHONPYCACHEPREFIX=/project/pyc "$1" -S -m compileall -q -j 0 \
-    --invalidation-mode unchecked-hash /env/lib > /dev/null || true
-cd /project/pyc/env && tar -c -f - lib > /channels/compiled
-"""
-COMPILE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +119,7 @@ def installed(*folders: Path) -> tuple[str, ...]:
 
 
 def _distributions(folder: Path) -> Iterator[str]:
-    places = [
-        folder,
-        *folder.glob("lib/python*/site-packages"),
-        *folder.glob("lib/pypy*/site-packages"),
-    ]
-    places += folder.glob("site-packages")
-    for place in places:
+    for place in (folder, *site_packages(folder)):
         for path in place.glob("*.dist-info"):
             name, _, version = path.name.removesuffix(".dist-info").partition("-")
             yield f"{canonicalize_name(name)}=={version}"
@@ -179,7 +169,7 @@ class Environments:
                     await self._make(partial, text, interpreter, step)
                     if text:
                         step("compile")
-                        await self._compile(sandbox, partial, interpreter, channels)
+                        await bytecode.of_environment(sandbox, partial, interpreter, channels)
                     _complete(partial, target)
                 finally:
                     source.remove(partial)
@@ -260,7 +250,7 @@ class Environments:
                 requirements.unlink(missing_ok=True)
             if not ended.good:
                 raise Broken(Reason.INSTALL, "its dependencies do not install", ended.output)
-        for place in _site_packages(folder):
+        for place in site_packages(folder):
             (place / "_ponyswarm.pth").write_text(START_UP)
         settings = folder / "pyvenv.cfg"
         # Only scripts written above had to be relocatable: the rest is made at /env itself.
@@ -283,7 +273,7 @@ class Environments:
         except (RuntimeError, OSError, SystemExit, ValueError) as fault:
             detail = f"no environment for Python {interpreter.version}: {fault}"
             raise Broken(Reason.INSTALL, detail) from fault
-        for place in _site_packages(folder):
+        for place in site_packages(folder):
             # virtualenv's patch of distutils prints a SyntaxError on 3.6 and 3.7, and is
             # of no use to an environment that nothing is installed into any more.
             for name in ("_virtualenv.py", "_virtualenv.pth"):
@@ -315,8 +305,8 @@ class Environments:
                 }
             )
         )
-        confined = await _exported(
-            box, ["/bin/sh", "-c", BUILD], archive, channels / "installed", BUILD_SECONDS
+        confined = await box.export(
+            ["/bin/sh", "-c", BUILD], archive, channels / "installed", BUILD_SECONDS, MAX_INSTALLED
         )
         try:
             if confined.killed_for_memory:
@@ -332,80 +322,13 @@ class Environments:
         finally:
             archive.unlink(missing_ok=True)
 
-    async def _compile(
-        self, sandbox: Sandbox, folder: Path, interpreter: Installed, channels: Path
-    ) -> None:
-        """Add bytecode, made in a sandbox; without it everything works, only slower."""
-        if interpreter.version.startswith(("2.", "3.6.", "3.7.")):
-            return
-        archive = folder.with_name(folder.name.replace(".partial-", ".pyc.partial-"))
-        compiled = folder.with_name(folder.name.replace(".partial-", ".bytecode.partial-"))
-        command = ["/bin/sh", "-c", COMPILE, "sh", interpreter.path]
-        box = sandbox.with_read_only(folder, "/env")
-        try:
-            confined = await _exported(
-                box, command, archive, channels / "compiled", COMPILE_SECONDS
-            )
-            if confined.ended.good:
-                await trio.to_thread.run_sync(_place_bytecode, archive, compiled, folder)
-        except (PeerError, InfraError):
-            pass
-        finally:
-            archive.unlink(missing_ok=True)
-            source.remove(compiled)
-
     def _lock(self, name: str) -> trio.Lock:
         return self._busy.setdefault(name, trio.Lock())
-
-
-async def _exported(
-    box: Sandbox, command: list[str], archive: Path, channel_path: Path, seconds: float
-) -> Confined:
-    """Run a command in a sandbox and keep what it writes to its channel, up to a limit."""
-    room = MAX_INSTALLED
-    with archive.open("wb") as file:
-
-        def keep(data: bytes) -> None:
-            nonlocal room
-            room -= len(data)
-            if room >= 0:
-                file.write(data)
-
-        channel = Channel(channel_path, keep)
-        try:
-            return await box.run(
-                command,
-                patience=Patience(seconds=seconds, output_bytes=box.limits.output_bytes),
-                channels=[channel],
-                stop=lambda _: room < 0,
-            )
-        finally:
-            channel.close()
-
-
-def _place_bytecode(archive: Path, compiled: Path, folder: Path) -> None:
-    """Move each file to where Python looks: beside its source, in ``__pycache__``."""
-    source.unpack(archive, compiled, max_bytes=MAX_INSTALLED)
-    for path in (compiled / "lib").rglob("*.pyc"):
-        place = folder / path.parent.relative_to(compiled)
-        module = place / f"{path.name.partition('.')[0]}.py"
-        if path.is_file() and not path.is_symlink() and module.is_file():
-            (place / "__pycache__").mkdir(exist_ok=True)
-            (place / "__pycache__").chmod(0o755)
-            path.replace(place / "__pycache__" / path.name)
 
 
 def _unpack_installed(archive: Path, folder: Path) -> None:
     source.unpack(archive, folder, max_bytes=MAX_INSTALLED)
     _open_to_read(folder)
-
-
-def _site_packages(folder: Path) -> list[Path]:
-    return [
-        *folder.glob("lib/python*/site-packages"),
-        *folder.glob("lib/pypy*/site-packages"),
-        *folder.glob("site-packages"),
-    ]
 
 
 def _is_kept(line: str) -> bool:
@@ -443,10 +366,4 @@ def _open_to_read(folder: Path) -> None:
 
 
 def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return int(pid) != os.getpid()
+    return pid.isdecimal() and int(pid) != os.getpid() and process.alive(int(pid))

@@ -16,12 +16,14 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import trio
 
 from ponyswarm.errors import InfraError, LocalError, PeerError
 from ponyswarm.exec import cgroup, provisioning, source
+from ponyswarm.exec.bytecode import TestBytecode
 from ponyswarm.exec.environment import REPORT_FOLDER, Environments, installed
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.outcome import Broken, Outcome, Progress, TestOutcome
@@ -31,6 +33,7 @@ from ponyswarm.exec.report import Report
 from ponyswarm.exec.resolve import resolve
 from ponyswarm.exec.runners import RUNNERS, Runner
 from ponyswarm.exec.sandbox import Confined, Holds, Limits, Sandbox
+from ponyswarm.exec.together import together
 from ponyswarm.messages import (
     BAD_STATUSES,
     Cell,
@@ -67,7 +70,8 @@ if [ -n "${PONYSWARM_FORWARD:-}" ]; then
     unset PONYSWARM_FORWARD
 fi
 cp -R --preserve=mode,timestamps,links /source /project/src &&
-cp -R /overlay/. /project/src && cd /project/src && { "$@"; code=$?; } || code=${code:-125}
+cp -R /bytecode/. /project/src && cp -R /overlay/. /project/src &&
+cd /project/src && { "$@"; code=$?; } || code=${code:-125}
 stat -f -c '{"e":"space","free":%a,"size":%b}' /project /tmp /dev/shm > /channels/report
 exit "$code"
 """
@@ -127,6 +131,7 @@ class Executor:
         self._counter = 0
         self._mark = hashlib.sha256(os.fsencode(scratch.absolute())).hexdigest()[:8]
         self._unpacking: dict[str, trio.Lock] = {}
+        self._tests_bytecode = TestBytecode(cache / "bytecode")
         self.environments = Environments(cache)
         for folder in (cache, scratch):
             folder.mkdir(parents=True, exist_ok=True)
@@ -216,14 +221,17 @@ class Executor:
                 .with_environment(FIXED)
             )
             channels = _made(folder / "build")
-            environment = await self.environments.environment(
-                lock.requirements, interpreter, sandbox=base, channels=channels, step=run.step
+            made = partial(
+                self.environments.environment,
+                interpreter=interpreter,
+                sandbox=base,
+                channels=channels,
+                step=run.step,
             )
+            wanted = [lock.requirements, *([lock.build] if spec.install.project else [])]
+            environment, *builds = await together([partial(made, text) for text in wanted])
             site: Path | None = None
-            if spec.install.project:
-                build = await self.environments.environment(
-                    lock.build, interpreter, sandbox=base, channels=channels, step=run.step
-                )
+            for build in builds:
                 run.step("build")
                 site = await self.environments.project(
                     base,
@@ -241,11 +249,24 @@ class Executor:
             async with self._provisioned(run, cell, slot, interpreter) as given:
                 forwards = given.forwards(provisioning.texts_of(spec).values())
                 spec = given.filled(spec)
+                compiled = _made(folder / "bytecode")
+                if spec.runner == "pytest":
+                    run.step("compile")
+                    await self._tests_bytecode.gather(
+                        base,
+                        tree=tree,
+                        command=spec.command,
+                        environment=environment,
+                        interpreter=interpreter,
+                        channels=channels,
+                        into=compiled,
+                    )
                 run.step("test")
                 box = (
                     given.bound(base)
                     .with_read_only(environment, "/env")
                     .with_read_only(tree, "/source")
+                    .with_read_only(compiled, "/bytecode")
                     .with_read_only(_overlay(folder, spec.files), "/overlay")
                     .with_read_only(_reporter(folder), REPORT_FOLDER)
                     .with_environment(self._variables(spec.env, runner))

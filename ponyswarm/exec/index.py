@@ -11,25 +11,23 @@ import hashlib
 import json
 import os
 import re
-import ssl
 import subprocess
 import sys
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from functools import lru_cache
 from html import unescape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distlib.index import DEFAULT_INDEX
 from packaging.utils import InvalidSdistFilename, canonicalize_name, parse_sdist_filename
 from packaging.version import Version
 
 from ponyswarm.errors import InfraError, LocalError
 
-# The public index, where the packaging tools themselves look by default.
-PUBLIC = urllib.parse.urljoin(DEFAULT_INDEX, "/simple")
+if TYPE_CHECKING:
+    import urllib.request
+
 MAX_PAGE = 64 << 20
 MAX_SDIST = 512 << 20
 SECONDS = 60
@@ -67,9 +65,17 @@ CHOOSING.append("PIP_INDEX_URL")
 def environment() -> dict[str, str]:
     """The environment for uv's networked steps."""
     chosen = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    if not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & set(chosen) and url() != PUBLIC:
+    if not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & set(chosen) and url() != public():
         chosen["UV_DEFAULT_INDEX"] = url()
     return chosen
+
+
+@lru_cache(maxsize=1)
+def public() -> str:
+    """The public index, where the packaging tools themselves look by default."""
+    from distlib.index import DEFAULT_INDEX
+
+    return str(urllib.parse.urljoin(DEFAULT_INDEX, "/simple"))
 
 
 @lru_cache(maxsize=1)
@@ -79,7 +85,7 @@ def url() -> str:
         if value := os.environ.get(name, "").strip():
             # uv lets an index be named: name=url.
             return re.sub(r"^[\w.-]+=(?=[a-z+]+://)", "", value).rstrip("/")
-    return (_pip_config() or PUBLIC).rstrip("/")
+    return (_pip_config() or public()).rstrip("/")
 
 
 def _pip_config() -> str:
@@ -145,6 +151,11 @@ def _files(page: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _get(address: str, limit: int) -> tuple[bytes, str]:
+    # Seldom needed, and slow to import.
+    import ssl
+    import urllib.error
+    import urllib.request
+
     if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
         raise LocalError("an index must be an http or https address")
     request = urllib.request.Request(  # noqa: S310

@@ -30,6 +30,16 @@ PROBES_AT_ONCE = 8
 # Environments are made by a virtualenv that knows nothing older.
 OLDEST = Version("3.6")
 
+# (variable, usual place, folder below) of the tools that keep Pythons, for `_watched`.
+TOOL_FOLDERS = (
+    ("PYENV_ROOT", "~/.pyenv", "versions"),
+    ("ASDF_DATA_DIR", "~/.asdf", "installs/python"),
+    ("MISE_DATA_DIR", "~/.local/share/mise", "installs/python"),
+    ("RYE_PY_ROOT", "~/.rye/py", ""),
+    ("UV_PYTHON_INSTALL_DIR", "~/.local/share/uv/python", ""),
+    ("XDG_DATA_HOME", "~/.local/share", "uv/python"),
+)
+
 # Runs under any Python 3 with -I -S. ``base`` is the executable behind a virtualenv.
 _PROBE = """\
 import json, os, platform, sys
@@ -102,19 +112,26 @@ def discover(extra: Iterable[Path] = ()) -> list[Installed]:
 def survey(extra: Iterable[Path] = (), *, search: bool = True, known: Path | None = None) -> Survey:
     """Probe ``extra`` and, if ``search``, all that this machine's tools know.
 
-    ``known`` is a file that keeps the answers: an executable that did not change since
-    is not asked again.
+    ``known`` is a file that keeps the answers: folders that did not change since are not
+    searched again, and executables that did not are not asked.
 
     There is one result for each implementation, full version and ABI kind; of several,
     the owner's comes first, then a tool's own build, then the system's, a debug build last.
     """
     named = list(extra)
+    kept = _Kept.read(known)
+    watched, candidates = kept.watched, kept.candidates
+    if search and (sys.platform != "linux" or watched != (watched := _watched())):
+        candidates = [str(path) for path in _candidates()]
     real: dict[Path, Path] = {}
-    for path in chain(named, _candidates() if search else ()):
+    for path in chain(named, map(Path, candidates) if search else ()):
         real.setdefault(_resolve(path), path)
     best: dict[tuple[str, str, bool], tuple[tuple[bool, bool, int], Installed]] = {}
     skipped: list[Skipped] = []
-    answers = _answers(list(real), known)
+    answers = _answers(list(real), kept.answers)
+    now = _Kept(watched, candidates, _sound(real, answers))
+    if known is not None and now != kept:
+        now.write(known)
     for place, ((target, path), answer) in enumerate(zip(real.items(), answers, strict=True)):
         if isinstance(answer, LocalError):
             skipped.append(Skipped(path=str(path), reason=str(answer)))
@@ -130,34 +147,74 @@ def survey(extra: Iterable[Path] = (), *, search: bool = True, known: Path | Non
     return Survey(found=tuple(found), skipped=tuple(skipped))
 
 
-def _answers(paths: list[Path], known: Path | None) -> list[tuple[Installed, bool] | LocalError]:
-    """What each executable is; only a good answer is kept for the next time."""
-    kept: dict[str, list[object]] = {}
-    if known is not None:
-        with suppress(OSError, ValueError):
-            kept = dict(json.loads(known.read_text("utf-8")))
-    stamps = {path: _stamp(path) for path in paths}
-    found: dict[Path, tuple[Installed, bool] | LocalError] = {}
-    for path, stamp in stamps.items():
-        with suppress(KeyError, ValueError, TypeError):
-            was, facts, debug = kept[str(path)]
-            if was == stamp and isinstance(facts, dict):
-                found[path] = (Installed(**facts), bool(debug))
-    asked = [path for path in paths if path not in found]
-    with ThreadPoolExecutor(PROBES_AT_ONCE) as pool:
-        found.update(zip(asked, pool.map(_try, asked), strict=True))
-    if known is not None and asked:
-        keep = {
-            str(path): (stamps[path], asdict(answer[0]), answer[1])
-            for path, answer in found.items()
-            if not isinstance(answer, LocalError)
-        }
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What an earlier survey left in a file, so that the next need not ask.
+
+    ``watched`` are folders with their times, ``candidates`` what was found in them, and
+    ``answers`` each executable's stamp, facts, and whether it is a debug build.
+    """
+
+    watched: list[list[object]]
+    candidates: list[str]
+    answers: dict[str, list[object]]
+
+    @classmethod
+    def read(cls, known: Path | None) -> _Kept:
+        if known is not None:
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                data = json.loads(known.read_text("utf-8"))
+                return cls(data["watched"], list(data["candidates"]), dict(data["answers"]))
+        return cls([], [], {})
+
+    def write(self, known: Path) -> None:
         with suppress(OSError):
             known.parent.mkdir(parents=True, exist_ok=True)
             partial = known.with_name(f"{known.name}.{os.getpid()}")
-            partial.write_text(json.dumps(keep), "utf-8")
+            partial.write_text(json.dumps(asdict(self)), "utf-8")
             partial.replace(known)
+
+
+def _answers(
+    paths: list[Path], kept: dict[str, list[object]]
+) -> list[tuple[Installed, bool] | LocalError]:
+    """What each executable is; those that did not change since are not asked again."""
+    found: dict[Path, tuple[Installed, bool] | LocalError] = {}
+    for path in paths:
+        with suppress(KeyError, ValueError, TypeError):
+            was, facts, debug = kept[str(path)]
+            if was == _stamp(path) and isinstance(facts, dict):
+                found[path] = (Installed(**facts), bool(debug))
+    asked = [path for path in paths if path not in found]
+    if asked:
+        with ThreadPoolExecutor(PROBES_AT_ONCE) as pool:
+            found.update(zip(asked, pool.map(_try, asked), strict=True))
     return [found[path] for path in paths]
+
+
+def _sound(
+    paths: Iterable[Path], answers: Iterable[tuple[Installed, bool] | LocalError]
+) -> dict[str, list[object]]:
+    """The answers to keep: only the good ones."""
+    return {
+        str(path): [_stamp(path), asdict(answer[0]), answer[1]]
+        for path, answer in zip(paths, answers, strict=True)
+        if not isinstance(answer, LocalError)
+    }
+
+
+def _watched() -> list[list[object]]:
+    """The folders in which candidates come and go, each with its time of change."""
+    folders = [name for name in os.environ.get("PATH", "").split(os.pathsep) if name]
+    for variable, usual, below in TOOL_FOLDERS:
+        folders.append(os.path.join(os.environ.get(variable) or os.path.expanduser(usual), below))
+    watched: list[list[object]] = []
+    for folder in folders:
+        try:
+            watched.append([folder, os.stat(folder).st_mtime_ns])
+        except OSError:
+            watched.append([folder, 0])
+    return watched
 
 
 def _stamp(path: Path) -> list[int]:

@@ -11,6 +11,7 @@ everything of a job) and `environment` and `resolve` (for uv).
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -26,6 +27,10 @@ from ponyswarm.errors import InfraError
 
 TICK_SECONDS = 0.25
 READ_BYTES = 1 << 16
+# A test runner writes a few bytes many times a second: reading them together, and from a
+# pipe with room for them, spares it and us most of the switches between processes.
+GATHER_SECONDS = 0.02
+PIPE_BYTES = 1 << 20
 # How long to read on from a pipe that a stray child may hold open.
 DRAIN_SECONDS = 1.0
 
@@ -110,20 +115,25 @@ class Channel:
         os.mkfifo(path, 0o600)
         self._descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         path.chmod(0o222)
+        _widen(self._descriptor)
 
     async def pump(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._descriptor)
-            self.drain(1 << 20)
-            await trio.lowlevel.checkpoint()
+            if self.drain(PIPE_BYTES) < READ_BYTES:
+                await trio.sleep(GATHER_SECONDS)
+            else:
+                await trio.lowlevel.checkpoint()
 
-    def drain(self, limit: int = 1 << 24) -> None:
-        """Take what is there, without waiting."""
+    def drain(self, limit: int = 1 << 24) -> int:
+        """Take what is there, without waiting; how many bytes it was."""
+        taken = 0
         with suppress(BlockingIOError):
-            while limit > 0:
+            while taken < limit:
                 data = os.read(self._descriptor, READ_BYTES)
-                limit -= len(data)
+                taken += len(data)
                 self._sink(data)
+        return taken
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -177,6 +187,7 @@ async def run(
     the caller's own. ``pass_fds`` are closed here once the child has them.
     """
     reader, writer = os.pipe()
+    _widen(reader)
     try:
         process = subprocess.Popen(
             argv,
@@ -199,16 +210,20 @@ async def run(
     run_ = _Run(patience, keep_bytes)
     try:
         async with trio.lowlevel.FdStream(reader) as stream, trio.open_nursery() as nursery:
+            dead = trio.Event()
             ended = trio.Event()
 
             async def pump() -> None:
-                while data := await stream.receive_some(READ_BYTES):
+                while data := await stream.receive_some(PIPE_BYTES):
                     run_.output.feed(data)
                     run_.heard = trio.current_time()
                     if run_.output.total > patience.output_bytes:
                         run_.how = How.OUTPUT_LIMIT
                         _kill(process)
                         break
+                    if len(data) < READ_BYTES:
+                        with trio.move_on_after(GATHER_SECONDS):
+                            await dead.wait()
                 ended.set()
 
             async def watch() -> None:
@@ -221,6 +236,7 @@ async def run(
             for channel in channels:
                 nursery.start_soon(channel.pump)
             await _wait(process)
+            dead.set()
             with trio.move_on_after(DRAIN_SECONDS):
                 await ended.wait()
             nursery.cancel_scope.cancel()
@@ -236,6 +252,23 @@ async def run(
         output=run_.output.value,
         seconds=trio.current_time() - run_.began,
     )
+
+
+def alive(pid: int) -> bool:
+    """Whether there is a process with this id, whoever's it is."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _widen(pipe: int) -> None:
+    # The kernel may refuse: what one user's pipes may hold is limited.
+    with suppress(OSError, AttributeError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -25,6 +26,7 @@ from ponyswarm.errors import InfraError, LocalError
 from ponyswarm.exec import source
 from ponyswarm.exec.environment import Environments, format_lock, parse_lock
 from ponyswarm.exec.interpreters import Installed
+from ponyswarm.exec.together import together
 from ponyswarm.messages import Cell, Lock, Spec
 
 RESOLVE_SECONDS = 300.0
@@ -66,14 +68,17 @@ async def resolve(
             environments, requirements, leave_out, interpreter, resolve_before, system, machine
         )
 
+    requirements, build = await together(
+        [partial(pinned, wanted, name), partial(pinned, list(builds), "")]
+    )
     return Lock(
         implementation=interpreter.implementation,
         python=".".join(interpreter.version.split(".")[:2]),
         system=system,
         machine=machine,
         factors=cell.factors,
-        requirements=await pinned(wanted, name),
-        build=await pinned(list(builds), ""),
+        requirements=requirements,
+        build=build,
     )
 
 

@@ -12,6 +12,7 @@ the node refuses to run. Called by `executor`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
@@ -19,14 +20,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-import psutil
 import trio
 
 from ponyswarm.errors import InfraError
 from ponyswarm.exec import cgroup, process, seccomp
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.process import Channel, Ended, Patience
+
+if TYPE_CHECKING:
+    import psutil
 
 MIB = 1 << 20
 FIRST_ID = 64_000
@@ -41,6 +45,7 @@ ETC_FILES = (
     "/etc/protocols",
     "/etc/services",
 )
+_numbers = itertools.count()
 # Joins the groups named before "--", then becomes bubblewrap.
 JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 126; shift; done; shift; exec "$@"'
 
@@ -185,13 +190,42 @@ class Sandbox:
                 with trio.CancelScope(shield=True):
                     await group.remove()
 
+    async def export(
+        self,
+        argv: Sequence[str],
+        archive: Path,
+        channel: Path,
+        seconds: float,
+        most_bytes: int,
+    ) -> Confined:
+        """Run a command in it and keep in ``archive`` what it writes to its channel."""
+        room = most_bytes
+        with archive.open("wb") as file:
+
+            def keep(data: bytes) -> None:
+                nonlocal room
+                room -= len(data)
+                if room >= 0:
+                    file.write(data)
+
+            pipe = Channel(channel, keep)
+            try:
+                return await self.run(
+                    argv,
+                    patience=Patience(seconds=seconds, output_bytes=self.limits.output_bytes),
+                    channels=[pipe],
+                    stop=lambda _: room < 0,
+                )
+            finally:
+                pipe.close()
+
     def _group(self) -> cgroup.Group | None:
         if self.holds.groups is None:
             return None
         try:
             return cgroup.make(
                 self.holds.groups,
-                f"{self.name}-{os.getpid()}-{self.slot}",
+                f"{self.name}-{os.getpid()}-{next(_numbers)}",
                 # Scratch is memory too; a full one shall give "disk full", not a kill.
                 memory_bytes=self.limits.memory_bytes + self.limits.scratch_bytes,
                 processes=self.limits.processes,
@@ -327,6 +361,8 @@ class Sandbox:
 
 def _memory(pid: int) -> int:
     """The private memory of a process and all below it, in bytes."""
+    import psutil
+
     try:
         top = psutil.Process(pid)
         tree = [top, *top.children(recursive=True)]
@@ -341,6 +377,8 @@ def _private(one: psutil.Process) -> int:
         for line in Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss_Anon:"):
                 return int(line.split()[1]) * 1024
+    import psutil
+
     with suppress(psutil.Error):
         usage = one.memory_info()
         return max(0, int(usage.rss - usage.shared))

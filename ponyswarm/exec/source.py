@@ -22,12 +22,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from email.message import Message
-from email.parser import BytesParser
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from ponyswarm.errors import LocalError, PeerError
+
+if TYPE_CHECKING:
+    from email.message import Message
 
 MAX_BYTES = 1 << 30
 MAX_MEMBERS = 200_000
@@ -337,7 +338,11 @@ def _git(repository: Path, *arguments: str, stdin: bytes | None = None) -> bytes
 def metadata(tree: Path) -> Message | None:
     """The core metadata of an sdist, or None for a tree that has none."""
     data = _read(tree, "PKG-INFO")
-    return BytesParser().parsebytes(data) if data is not None else None
+    if data is None:
+        return None
+    from email.parser import BytesParser
+
+    return BytesParser().parsebytes(data)
 
 
 def pyproject(tree: Path) -> dict[str, object]:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from ponyswarm.exec import interpreters, sandbox
+from ponyswarm.errors import InfraError
+from ponyswarm.exec import index, interpreters, sandbox
 from ponyswarm.exec.executor import Executor
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.outcome import Outcome, Progress
@@ -62,6 +63,14 @@ def holds() -> Holds:
 @functools.lru_cache(maxsize=1)
 def this_python() -> Installed:
     return interpreters.probe(Path(getattr(sys, "_base_executable", sys.executable)))
+
+
+def needs_index() -> None:
+    """For a test that gets packages: skip it where no index answers."""
+    try:
+        index._get(index.url() + "/six/", index.MAX_PAGE)
+    except InfraError as fault:
+        pytest.skip(f"no package index here: {fault}")
 
 
 def archive(folder: Path, files: dict[str, str]) -> Path:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from exec_lab import archive, executor, holds, in_trio, run
+from exec_lab import archive, executor, holds, in_trio, needs_index, run
 
-from ponyswarm.errors import InfraError
-from ponyswarm.exec import index, interpreters
+from ponyswarm.exec import interpreters
 from ponyswarm.exec.outcome import Outcome, Progress
 from ponyswarm.exec.sandbox import Limits
 from ponyswarm.messages import RESULTS_VARIABLE, Cell, Install, Reason, Spec
@@ -209,10 +208,7 @@ def django(home: Path, folder: Path, files: dict[str, str], *options: str, **mor
 async def run_django(
     home: Path, folder: Path, files: dict[str, str], *options: str, **more
 ) -> Outcome:
-    try:
-        index._get(index.url() + "/django/", index.MAX_PAGE)
-    except InfraError as fault:
-        pytest.skip(f"no package index here: {fault}")
+    needs_index()
     for found in interpreters.discover():
         if found.implementation == "cpython" and found.version.startswith("3.12."):
             break

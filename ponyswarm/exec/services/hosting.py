@@ -23,7 +23,6 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-import psutil
 import trio
 
 from ponyswarm.errors import InfraError
@@ -302,7 +301,7 @@ async def open_hosting(*, cache: Path, holds: Holds, mark: str) -> AsyncIterator
                 shutil.rmtree(left, ignore_errors=True)
     if cache.is_dir():
         for left in (cache / "services").glob("*.partial-*"):
-            if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            if not process.alive(int(left.name.rpartition("-")[2])):
                 shutil.rmtree(left, ignore_errors=True)
     if holds.groups is not None:
         cgroup.sweep(holds.groups, mark)
