@@ -35,8 +35,7 @@ from ponyswarm.notary import Notary
 from ponyswarm.p2p import blobs as blob_protocol
 from ponyswarm.p2p import replication, sync, witness
 from ponyswarm.p2p.blobs import BlobStore
-from ponyswarm.p2p.dialer import Dialer
-from ponyswarm.p2p.discovery import PeerTable
+from ponyswarm.p2p.connectivity import Connectivity
 from ponyswarm.p2p.effects import (
     Admit,
     Effect,
@@ -52,7 +51,7 @@ from ponyswarm.p2p.effects import (
 )
 from ponyswarm.p2p.fetcher import Fetcher
 from ponyswarm.p2p.network import Connected, Disconnected, Gossip, Network, open_network
-from ponyswarm.p2p.protocol import DIRECTORY, Capacity, Protocol, topic_project
+from ponyswarm.p2p.protocol import DIRECTORY, Capacity, Protocol, project_topic, topic_project
 from ponyswarm.pulling import Pulls
 from ponyswarm.refusals import Refusals
 from ponyswarm.runs import Execute, Runs
@@ -89,8 +88,7 @@ class Node:
         blobs: BlobStore,
         protocol: Protocol,
         execute: Execute | None,
-        addresses: Sequence[str],
-        table: PeerTable,
+        connectivity: Connectivity,
         nursery: trio.Nursery,
         notary: Notary | None = None,
         keeping: Keeping | None = None,
@@ -102,7 +100,7 @@ class Node:
         self.blobs = blobs
         self.protocol = protocol
         self.refusals = Refusals(self._penalise)
-        self._dialer = Dialer(addresses, table)
+        self._connectivity = connectivity
         self._nursery = nursery
         self._network: Network | None = None
         # What was signed while no node ran is in the ledger, and peers pull it on connect.
@@ -173,12 +171,22 @@ class Node:
         for loop in (
             self._hear,
             self._tick,
-            partial(self._dialer.run, network),
+            self._keep_in_touch,
             self._fetcher.run,
             self._keep,
             self._check_signatures,
         ):
             self._nursery.start_soon(self._forever, loop)
+
+    async def _keep_in_touch(self) -> None:
+        await self._connectivity.run(self.key, self.network, self._followers, self.refusals.refuse)
+
+    def _followers(self) -> dict[bytes, frozenset[bytes]]:
+        """The connected peers that follow each project that we follow."""
+        return {
+            project: frozenset(self.network.topic_peers(project_topic(project)))
+            for project in self.protocol.followed
+        }
 
     async def _forever(self, loop: Callable[[], Awaitable[None]]) -> None:
         """Keep a loop alive: a fault in it is logged and it starts again, it never ends us."""
@@ -424,8 +432,7 @@ async def open_node(
     capacity: Capacity | None,
     execute: Execute | None,
     listen: Sequence[str],
-    addresses: Sequence[str],
-    table: PeerTable,
+    connectivity: Connectivity,
     keeping: Keeping | None = None,
     wishes: Path | None = None,
     notary: Notary | None = None,
@@ -445,8 +452,7 @@ async def open_node(
             blobs=blobs,
             protocol=protocol,
             execute=execute,
-            addresses=addresses,
-            table=table,
+            connectivity=connectivity,
             nursery=nursery,
             keeping=keeping,
             wishes=wishes,

@@ -25,6 +25,7 @@ _POINTS = {
     "wrong-topic": 10.0,
     "wrong-project": 25.0,
     "time-falls": 10.0,
+    "bad-peers": 10.0,
     "bad-witness": 25.0,
     "bad-checkpoint": 25.0,
     "bad-consistency": 25.0,

@@ -23,7 +23,8 @@ from ponyswarm.ledger.queries import CellRow, Reader
 from ponyswarm.ledger.verdicts import CONFIRMED
 from ponyswarm.messages import Announce, Blob, Entry
 from ponyswarm.node import open_node
-from ponyswarm.p2p.discovery import PeerTable
+from ponyswarm.p2p.connectivity import Connectivity
+from ponyswarm.p2p.table import PeerTable
 from ponyswarm.policy import ReaderPolicy
 from ponyswarm.session import Session
 
@@ -266,8 +267,7 @@ def _hand_over(
             capacity=None,
             execute=None,
             listen=(),
-            addresses=addresses,
-            table=table,
+            connectivity=Connectivity(addresses, table),
         ) as node:
             await node.follow(project, trusted=False)
             # Signed here and not before: peers are first asked what they know of our feed.

@@ -30,8 +30,10 @@ from ponyswarm.home import Home
 from ponyswarm.keeping import Keeping
 from ponyswarm.node import Node, now_ms, open_node
 from ponyswarm.notary import Notary, open_notary
-from ponyswarm.p2p.discovery import PeerTable, parse_bootstrap, read_bootstrap
+from ponyswarm.p2p.connectivity import Connectivity
+from ponyswarm.p2p.discovery import parse_bootstrap, read_bootstrap
 from ponyswarm.p2p.protocol import Capacity
+from ponyswarm.p2p.table import PeerTable
 from ponyswarm.runs import Execute, describe_cell
 from ponyswarm.session import Session
 from ponyswarm.volunteer import Volunteer, capacity
@@ -190,8 +192,7 @@ async def _run(
                 capacity=offered,
                 execute=execute,
                 listen=listen,
-                addresses=addresses,
-                table=PeerTable(home.peers),
+                connectivity=Connectivity(addresses, PeerTable(home.peers)),
                 notary=notary,
                 keeping=Keeping(
                     session.store,

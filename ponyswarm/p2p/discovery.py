@@ -1,14 +1,15 @@
-"""Where peers are: addresses, the bootstrap list, and the table of peers seen.
+"""Where peers are: the forms of an address, and the bootstrap list.
 
-Nothing here opens a connection. An address is a multiaddr string such as
-``/ip4/192.0.2.7/tcp/4001/p2p/12D3KooW…``; only TCP over IP or a DNS name is known.
+Nothing here opens a connection. An address is a multiaddr string. Three forms can be
+called: ``/ip4/192.0.2.7/tcp/4001/p2p/12D3KooW…`` (or ``ip6``, ``dns4``, ``dns6``, ``dns``),
+the same followed by ``/p2p-circuit/p2p/12D3KooW…`` for a peer behind a relay, and
+``/dnsaddr/example.org``, whose DNS entries hold addresses. Other transports are known by
+name and passed over.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,23 @@ _FORM = re.compile(
 _DNS_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?\.?")
 
 
+_DNSADDR = re.compile(r"/dnsaddr/(?P<host>[^/\s]+)(?:/p2p/(?P<peer>[1-9A-HJ-NP-Za-km-z]+))?/?")
+_CIRCUIT = "/p2p-circuit/p2p/"
+# Transports of libp2p that this node does not speak (docs/adr/0013-tcp-only.md).
+_OTHER_TRANSPORT = re.compile(
+    r"/(?:ip4|ip6|dns4|dns6|dns)/[^/\s]+/(?:udp/\d{1,5}|tcp/\d{1,5}/(?:ws|wss|tls|http|https)(?=/|$))"
+    r"(?:/[^/\s]+)*/?"
+)
+
+
+class OtherTransport(LocalError):
+    """An address that is in order, for a transport that this node does not speak."""
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
+    """``kind`` is ip4, ip6, dns4, dns6 or dns; ``peer`` the 32 bytes of a key."""
+
     kind: str
     host: str
     port: int
@@ -33,6 +49,55 @@ class Address:
     def __str__(self) -> str:
         tail = f"/p2p/{keys.peer_id(self.peer)}" if self.peer is not None else ""
         return f"/{self.kind}/{self.host}/tcp/{self.port}{tail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Circuit:
+    """A peer that is reached through a relay, which has a key of its own."""
+
+    relay: Address
+    peer: bytes
+
+    def __str__(self) -> str:
+        return f"{self.relay}{_CIRCUIT}{keys.peer_id(self.peer)}"
+
+
+@dataclass(frozen=True, slots=True)
+class DnsAddress:
+    """A DNS name whose TXT records hold addresses; with a peer, only that peer's count."""
+
+    host: str
+    peer: bytes | None
+
+    def __str__(self) -> str:
+        tail = f"/p2p/{keys.peer_id(self.peer)}" if self.peer is not None else ""
+        return f"/dnsaddr/{self.host}{tail}"
+
+
+Target = Address | Circuit | DnsAddress
+
+
+def parse_target(text: str) -> Target:
+    """Any address that can be called. `LocalError` says what is wrong with it."""
+    text = text.strip()
+    before, circuit, after = text.partition(_CIRCUIT)
+    if circuit:
+        relay = parse_address(before)
+        if relay.peer is None:
+            raise LocalError(f"{text!r} does not name its relay: add /p2p/ and its key before")
+        return Circuit(relay, keys.parse_peer_id(after.rstrip("/")))
+    found = _DNSADDR.fullmatch(text)
+    if found is not None:
+        if not _DNS_NAME.fullmatch(found["host"]):
+            raise LocalError(f"{text!r} has no valid host name")
+        return DnsAddress(
+            found["host"], keys.parse_peer_id(found["peer"]) if found["peer"] else None
+        )
+    if _OTHER_TRANSPORT.fullmatch(text):
+        raise OtherTransport(
+            f"{text!r} is for a transport other than TCP, which is not spoken here"
+        )
+    return parse_address(text)
 
 
 def parse_address(text: str) -> Address:
@@ -59,10 +124,68 @@ def parse_address(text: str) -> Address:
     return Address(kind, host, port, peer)
 
 
+def range_of(address: str) -> str:
+    """The addresses that one owner easily has many of: a /16 of IPv4, a /32 of IPv6.
+
+    A peer behind a relay counts with its relay, a DNS name for itself, and so does each
+    program on this machine, which is no network.
+    """
+    target = parse_target(address)
+    host = target.relay if isinstance(target, Circuit) else target
+    if isinstance(host, Address) and host.kind in ("ip4", "ip6"):
+        if ipaddress.ip_address(host.host).is_loopback:
+            return f"{host.host}:{host.port}"
+        bits = 16 if host.kind == "ip4" else 32
+        return str(ipaddress.ip_network(f"{host.host}/{bits}", strict=False))
+    return host.host.lower()
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only programs on this machine can call the address."""
+    target = parse_target(address)
+    return (
+        isinstance(target, Address)
+        and target.kind in ("ip4", "ip6")
+        and ipaddress.ip_address(target.host).is_loopback
+    )
+
+
+def is_dialable(address: str, *, from_: str | None) -> bool:
+    """Whether an address that a peer tells of makes sense for us.
+
+    ``from_`` is where that peer is connected. Loopback is for peers on this machine, and
+    private addresses for peers that have one; nothing is sent to multicast, link-local or
+    unspecified addresses, whoever names them.
+    """
+    try:
+        target = parse_target(address)
+    except LocalError:
+        return False
+    host = target.relay if isinstance(target, Circuit) else target
+    if isinstance(host, DnsAddress) or host.port == 0:
+        return False
+    if host.kind not in ("ip4", "ip6"):
+        return True
+    ip = ipaddress.ip_address(host.host)
+    if ip.is_multicast or ip.is_unspecified or ip.is_link_local or ip.is_reserved:
+        return False
+    if ip.is_global:
+        return True
+    if from_ is None:
+        return False
+    teller = parse_target(from_)
+    near = teller.relay if isinstance(teller, Circuit) else teller
+    if not isinstance(near, Address) or near.kind not in ("ip4", "ip6"):
+        return False
+    beside = ipaddress.ip_address(near.host)
+    return beside.is_loopback if ip.is_loopback else not beside.is_global
+
+
 def parse_bootstrap(text: str, name: str = "bootstrap_peers.txt") -> tuple[str, ...]:
     """The addresses of a bootstrap list: one a line, ``#`` begins a comment.
 
-    Raises `LocalError` with file and line for one that cannot be dialled.
+    Lines for transports that are not spoken here are passed over. Raises `LocalError`
+    with file and line for one that makes no sense.
     """
     addresses: dict[str, None] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -70,15 +193,17 @@ def parse_bootstrap(text: str, name: str = "bootstrap_peers.txt") -> tuple[str, 
         if not entry:
             continue
         try:
-            address = parse_address(entry)
+            target = parse_target(entry)
+        except OtherTransport:
+            continue
         except LocalError as fault:
             raise LocalError(f"{name}, line {number}: {fault}") from fault
-        if address.peer is None:
+        if isinstance(target, Address) and target.peer is None:
             raise LocalError(
                 f"{name}, line {number}: {entry!r} does not name its peer: "
                 "add /p2p/ and its key at the end"
             )
-        addresses[str(address)] = None
+        addresses[str(target)] = None
     return tuple(addresses)
 
 
@@ -91,62 +216,3 @@ def read_bootstrap(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as fault:
         raise LocalError(f"{path} cannot be read: {fault}") from fault
     return parse_bootstrap(text, path.name)
-
-
-class PeerTable:
-    """The addresses at which peers were reached, best first, kept in a small file.
-
-    The file is a hint: when it is damaged or lost, the node starts from the
-    bootstrap list.
-    """
-
-    KEPT = 1000
-    PER_PEER = 4
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        # Address to (last reached, failures since), times in seconds since the epoch.
-        self._seen: dict[str, tuple[float, int]] = {}
-        if path is not None:
-            self._load(path)
-
-    def reached(self, address: str, now: float) -> None:
-        self._seen[str(parse_address(address))] = (now, 0)
-        self._shrink()
-
-    def failed(self, address: str) -> None:
-        known = self._seen.get(address)
-        if known is not None:
-            self._seen[address] = (known[0], known[1] + 1)
-
-    def addresses(self) -> tuple[str, ...]:
-        """Least failures first, then the most recent."""
-        return tuple(sorted(self._seen, key=lambda a: (self._seen[a][1], -self._seen[a][0])))
-
-    def save(self) -> None:
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_suffix(".new")
-        draft.write_text(json.dumps({a: list(v) for a, v in self._seen.items()}), "utf-8")
-        os.replace(draft, self._path)
-
-    def _shrink(self) -> None:
-        count: dict[bytes | None, int] = {}
-        kept: dict[str, tuple[float, int]] = {}
-        for address in self.addresses():
-            peer = parse_address(address).peer
-            count[peer] = count.get(peer, 0) + 1
-            if count[peer] <= self.PER_PEER and len(kept) < self.KEPT:
-                kept[address] = self._seen[address]
-        self._seen = kept
-
-    def _load(self, path: Path) -> None:
-        try:
-            stored = json.loads(path.read_text("utf-8"))
-            for address, (at, failures) in stored.items():
-                if parse_address(address).peer is not None:
-                    self._seen[address] = (float(at), int(failures))
-        except (OSError, ValueError, TypeError, AttributeError, LocalError):
-            self._seen = {}
-        self._shrink()

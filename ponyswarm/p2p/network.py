@@ -29,7 +29,8 @@ from ponyswarm import keys
 from ponyswarm.errors import InfraError, LocalError, PeerError
 from ponyswarm.keys import SecretKey
 from ponyswarm.p2p import hardening
-from ponyswarm.p2p.discovery import Address, parse_address
+from ponyswarm.p2p.choosing import Link
+from ponyswarm.p2p.discovery import Address, parse_address, range_of
 from ponyswarm.p2p.hardening import NetworkLimits, peer_identity, peer_key
 
 __all__ = [
@@ -202,6 +203,16 @@ class Network:
     def peers(self) -> tuple[bytes, ...]:
         """The peers that are connected."""
         return tuple(self._live)
+
+    def links(self) -> dict[bytes, Link]:
+        """Each connected peer's address range, and whether we called it."""
+        links: dict[bytes, Link] = {}
+        for peer in self._live:
+            conns = self._swarm.get_connections(peer_identity(peer))
+            where = self.remote_address(peer)
+            called = any(conn.muxed_conn.is_initiator for conn in conns)
+            links[peer] = Link(range_of(where) if where else "", called)
+        return links
 
     def _connected(self, peer: bytes) -> bool:
         # Sooner than the event, which libp2p gives a tenth of a second after the end.
