@@ -14,7 +14,8 @@ from pathlib import Path
 
 import trio
 
-from ponyswarm.cli.node import run, start_logging
+from ponyswarm.cli.node import run
+from ponyswarm.cli.plain import start_logging
 from ponyswarm.exec.outcome import Outcome, Progress
 from ponyswarm.home import Home
 from ponyswarm.messages import Status

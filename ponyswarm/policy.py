@@ -17,7 +17,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ponyswarm.codec import pack
-from ponyswarm.keys import verify
+from ponyswarm.errors import LocalError
+from ponyswarm.keys import parse_peer_id, verify
 from ponyswarm.messages import (
     Announce,
     Entry,
@@ -243,6 +244,18 @@ class ReaderPolicy:
     agreeing: int = 2
     keys: frozenset[bytes] | None = None
     vouched_only: bool = False
+
+    @classmethod
+    def parse(cls, text: str, agreeing: int) -> ReaderPolicy:
+        """A policy as people type it: ``all``, ``vouched``, or keys separated by commas."""
+        if text == "all":
+            return cls(agreeing=agreeing)
+        if text == "vouched":
+            return cls(agreeing=agreeing, vouched_only=True)
+        chosen = frozenset(parse_peer_id(part) for part in text.split(",") if part.strip())
+        if not chosen:
+            raise LocalError("a policy is 'all', 'vouched', or keys separated by commas")
+        return cls(agreeing=agreeing, keys=chosen)
 
     def counts(self, author: bytes, operators: Mapping[bytes, str]) -> bool:
         if self.keys is not None:

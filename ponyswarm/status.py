@@ -46,6 +46,22 @@ class IdleLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OfferLine:
+    """What a volunteer says it can run for a project now.
+
+    An interpreter reads ``cpython 3.12.1``, with a ``t`` at the end when it is free-threaded.
+    """
+
+    project: str
+    peer: str
+    interpreters: tuple[str, ...]
+    services: tuple[str, ...]
+    system: str
+    machine: str
+    slots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
     """One moment of a node. Times are seconds since the epoch."""
 
@@ -61,6 +77,7 @@ class NodeStatus:
     running: tuple[RunLine, ...] = ()
     idle: tuple[IdleLine, ...] = ()
     heard: tuple[ProjectLine, ...] = ()
+    offers: tuple[OfferLine, ...] = ()
     first_claims: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     entries: int = 0

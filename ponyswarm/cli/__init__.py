@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "log": ("ponyswarm.cli.read:log", "List ledger entries, newest first."),
     "verify": ("ponyswarm.cli.read:verify", "Check the ledger, or a proof file."),
     "fsck": ("ponyswarm.cli.fsck:fsck", "Check every byte of the ledger, and mend it."),
+    "web": ("ponyswarm.cli.web:web", "Show the ledger as pages in your browser."),
     "export": ("ponyswarm.cli.export:export", "Write a proof that others can check offline."),
     "demo": ("ponyswarm.cli.demo:demo", "Run a small swarm on this machine and show it work."),
 }

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from ponyswarm import config, keys, status
 from ponyswarm.cli import live
 from ponyswarm.cli.opening import opened, service_options
-from ponyswarm.cli.plain import HarmlessFormatter
+from ponyswarm.cli.plain import start_logging
 from ponyswarm.errors import InfraError, LocalError
 from ponyswarm.exec import interpreters, provisioning, sandbox
 from ponyswarm.exec.executor import Executor
@@ -45,6 +45,8 @@ STATUS_IDLE = 15.0
 # With --once: seconds without a cell of ours before the node ends.
 ONCE_QUIET = 20.0
 SETTINGS_EVERY = 2.0
+# Offers that the status file tells of; a swarm may have thousands.
+MAX_OFFERS = 500
 
 # Wraps how a node runs a task; the demo's liar is made with it.
 Wrap = Callable[[Execute], Execute]
@@ -108,15 +110,6 @@ async def describe(home: Home) -> None:
         click.echo(f"calls      {address}")
     if not settings.trusted:
         click.echo("no project is trusted: 'ponyswarm trust add PROJECT_ID' lets jobs in", err=True)
-
-
-def start_logging(*, verbose: bool, level: int = logging.INFO) -> None:
-    """Plain lines on stderr: a time, a level where it matters, a sentence."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(HarmlessFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.DEBUG if verbose else level, handlers=[handler], force=True)
-    for noisy in ("libp2p", "httpx", "httpcore", "filelock", "multiaddr"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
 async def run(
@@ -408,6 +401,7 @@ def _status(
             for id_, record in opened_node.intake.heard.items()
             if id_ not in protocol.followed
         ),
+        offers=_offers(opened_node, now),
         first_claims={job.hex(): at for job, at in protocol.first_claims().items()},
         refused=dict(opened_node.refusals.counted),
         entries=opened_node.store.count(),
@@ -415,3 +409,25 @@ def _status(
         tests=opened_node.runs.tests,
         blob_bytes=opened_node.blobs.used,
     )
+
+
+def _offers(opened_node: Node, now: int) -> tuple[status.OfferLine, ...]:
+    """What volunteers say that they can run, project by project."""
+    protocol = opened_node.protocol
+    lines = [
+        status.OfferLine(
+            project=project.hex(),
+            peer=keys.peer_id(peer),
+            interpreters=tuple(
+                f"{one.implementation} {one.version}{'t' * one.free_threaded}"
+                for one in offer.interpreters
+            ),
+            services=offer.services,
+            system=offer.system,
+            machine=offer.machine,
+            slots=offer.slots,
+        )
+        for project in sorted(protocol.followed)
+        for peer, offer in sorted(protocol.offers(project, now).items())
+    ]
+    return tuple(lines[:MAX_OFFERS])

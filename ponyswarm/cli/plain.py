@@ -1,21 +1,13 @@
-"""Text of strangers, made harmless for a terminal."""
+"""Plain log lines, which strangers' text cannot spoil."""
 
 from __future__ import annotations
 
 import logging
+import sys
 
-# Marks that reorder what follows: a name could be made to look like another.
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+from ponyswarm.plain import harmless
 
-
-def harmless(text: str) -> str:
-    """The text without control characters (but line feeds and tabs) and bidi marks."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        char if char in "\n\t" or (char.isprintable() and char not in _BIDI) else "�"
-        for char in text
-    )
+__all__ = ["HarmlessFormatter", "harmless", "start_logging"]
 
 
 class HarmlessFormatter(logging.Formatter):
@@ -24,3 +16,12 @@ class HarmlessFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = harmless(record.message).replace("\n", " ")
         return super().formatMessage(record)
+
+
+def start_logging(*, verbose: bool, level: int = logging.INFO) -> None:
+    """Plain lines on stderr: a time, a level where it matters, a sentence."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(HarmlessFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.DEBUG if verbose else level, handlers=[handler], force=True)
+    for noisy in ("libp2p", "httpx", "httpcore", "filelock", "multiaddr"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)

@@ -48,18 +48,6 @@ def moment(millis: int) -> str:
 # --- results -----------------------------------------------------------------------------
 
 
-def reader_policy(text: str, agreeing: int) -> ReaderPolicy:
-    """A policy as typed: ``all``, ``vouched``, or keys separated by commas."""
-    if text == "all":
-        return ReaderPolicy(agreeing=agreeing)
-    if text == "vouched":
-        return ReaderPolicy(agreeing=agreeing, vouched_only=True)
-    chosen = frozenset(keys.parse_peer_id(part) for part in text.split(",") if part.strip())
-    if not chosen:
-        raise LocalError("--policy is 'all', 'vouched', or keys separated by commas")
-    return ReaderPolicy(agreeing=agreeing, keys=chosen)
-
-
 def exit_code(cells: Sequence[CellRow]) -> int:
     """0: every cell is a confirmed pass; 1: one failed; 3: something is open."""
     verdicts = {cell.finding.verdict for cell in cells}
@@ -138,7 +126,7 @@ def results(
     home: Home = ctx.obj
     with Reader(home.ledger) as reader:
         found = reader.find_job(reader.find_project(project), job, commit)
-        chosen = reader_policy(policy, agreeing or found.redundancy)
+        chosen = ReaderPolicy.parse(policy, agreeing or found.redundancy)
         cells = reader.matrix(found, chosen)
         points = reader.points(found.id)
         forked = sorted(keys.peer_id(key) for key in reader.forked(found.project))

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from ponyswarm.codec import (
@@ -109,10 +110,16 @@ class LogRow:
 class Reader:
     """A ledger opened for reading; writers may go on meanwhile."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, any_thread: bool = False) -> None:
+        """``any_thread``: threads take turns with it, one at a time."""
         if not path.exists():
             raise LocalError(f"there is no ledger at {path} yet: start 'ponyswarm node'")
-        self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+        self._db = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro",
+            uri=True,
+            timeout=10,
+            check_same_thread=not any_thread,
+        )
 
     def __enter__(self) -> Reader:
         return self
@@ -122,6 +129,20 @@ class Reader:
 
     def close(self) -> None:
         self._db.close()
+
+    def limit(self, seconds: float) -> None:
+        """End what takes longer, from now on in all, by `sqlite3.OperationalError`."""
+        deadline = monotonic() + seconds
+        self._db.set_progress_handler(lambda: int(monotonic() > deadline), 10_000)
+
+    def snapshot(self) -> None:
+        """Answer everything from now on as of this moment, whatever is written meanwhile."""
+        self._db.execute("BEGIN")
+
+    def author_key(self, author: int) -> bytes:
+        """The key of an author's number."""
+        ((key,),) = self.select("SELECT key FROM author WHERE author = ?", (author,))
+        return bytes(key)
 
     def select(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """The rows of a question that no method here asks."""
@@ -201,9 +222,11 @@ class Reader:
         entries = [decode_frame(frame) for (frame,) in self._db.execute(RIGHTS, (id_,))]
         return fold((entry, decode_payload(entry)) for entry in entries)
 
-    def jobs(self, project: bytes | None = None) -> list[JobRow]:
-        """Jobs, the latest announced first."""
-        return self._jobs(project)
+    def jobs(
+        self, project: bytes | None = None, *, before: int | None = None, most: int = -1
+    ) -> list[JobRow]:
+        """Jobs announced before a time (milliseconds), the latest first."""
+        return self._jobs(project, before=before, most=most)
 
     def _jobs(
         self,
@@ -212,6 +235,7 @@ class Reader:
         commit: str | None = None,
         low: bytes | None = None,
         high: bytes | None = None,
+        before: int | None = None,
         most: int = -1,
     ) -> list[JobRow]:
         wishes = {
@@ -221,11 +245,19 @@ class Reader:
                 commit or None
             ),
             "job.job BETWEEN :low AND :high": low,
+            "announced < :before": before,
         }
         where = " AND ".join(wish for wish, value in wishes.items() if value is not None)
         rows = self._db.execute(
             f"{_JOBS} WHERE {where or 'true'} ORDER BY announced DESC, job.job LIMIT :most",
-            {"project": project, "commit": commit, "low": low, "high": high, "most": most},
+            {
+                "project": project,
+                "commit": commit,
+                "low": low,
+                "high": high,
+                "before": before,
+                "most": most,
+            },
         )
         return [
             JobRow(
@@ -260,6 +292,13 @@ class Reader:
         ):
             return decode_frame(frame)
         return None
+
+    def arrival(self, id_: bytes) -> int:
+        """The number of an entry that is here."""
+        ((arrival,),) = self.select(
+            "SELECT arrival FROM entry WHERE prefix = ? AND id = ?", (id_prefix(id_), id_)
+        )
+        return int(arrival)
 
     # --- results ---------------------------------------------------------------------------
 
@@ -430,9 +469,7 @@ class Reader:
         forked: frozenset[bytes],
     ) -> bytes | None:
         """The key of an author whose word counts under a policy; None of any other."""
-        key = bytes(
-            self._db.execute("SELECT key FROM author WHERE author = ?", (author,)).fetchone()[0]
-        )
+        key = self.author_key(author)
         return None if key in forked or not policy.counts(key, operators) else key
 
     def _last_word(
