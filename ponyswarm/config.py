@@ -77,6 +77,8 @@ class Settings:
     services: Mapping[str, Service] = field(default_factory=dict)
     peers: tuple[str, ...] = ()
     bootstrap: bool = True
+    web_port: int | None = None
+    """Where the node shows its pages; None: it does not."""
 
 
 # --- values ------------------------------------------------------------------------------
@@ -208,6 +210,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "trust": ("projects",),
     "follow": ("projects",),
     "network": ("peers", "bootstrap"),
+    "web": ("port",),
 }
 _OPEN = ("interpreters", "services")
 _SERVICE_KEYS = ("bin", "host", "port", "user", "database", "password_file", "password_env")
@@ -279,6 +282,7 @@ def parse(text: str, source: str = "ponyswarm.ini") -> Settings:
         services=MappingProxyType(_services(source, ini)),
         peers=lines("network", "peers", _peer),
         bootstrap=read("network", "bootstrap", default.bootstrap, _yes_no),
+        web_port=read("web", "port", default.web_port, _number(1, 65_535)),
     )
 
 

@@ -14,8 +14,8 @@ import trio
 from ponyswarm import announcing, config, handover, keys
 from ponyswarm.cli import EXIT_USAGE, json_option, print_json
 from ponyswarm.cli.node import network_addresses
-from ponyswarm.cli.plain import start_logging
 from ponyswarm.cli.opening import node_is_running, now_ms, opened
+from ponyswarm.cli.plain import start_logging
 from ponyswarm.cli.read import exit_code
 from ponyswarm.errors import LocalError
 from ponyswarm.exec import interpreters

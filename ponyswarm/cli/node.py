@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -50,6 +50,8 @@ MAX_OFFERS = 500
 
 # Wraps how a node runs a task; the demo's liar is made with it.
 Wrap = Callable[[Execute], Execute]
+# Serves the web pages until it is cancelled.
+Pages = Callable[[], Awaitable[None]]
 
 
 @click.command()
@@ -59,6 +61,7 @@ Wrap = Callable[[Execute], Execute]
 @click.option("--archive", is_flag=True, help="Keep every file for ever.")
 @click.option("--once", is_flag=True, help="Stop when there is nothing left to run.")
 @click.option("--dry-run", is_flag=True, help="Say what would be offered, and to whom; then end.")
+@click.option("--web", is_flag=True, help="Show the pages, too, as 'ponyswarm web' does.")
 @click.option("--plain", is_flag=True, help="Only log lines, also on a terminal.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more.")
 @click.pass_obj
@@ -70,6 +73,7 @@ def node(
     archive: bool,
     once: bool,
     dry_run: bool,
+    web: bool,
     plain: bool,
     verbose: bool,
 ) -> None:
@@ -82,7 +86,14 @@ def node(
         trio.run(describe, home)
         return
     main = partial(
-        run, home, listen=listen, peers=peers, read_only=read_only, archive=archive, once=once
+        run,
+        home,
+        listen=listen,
+        peers=peers,
+        read_only=read_only,
+        archive=archive,
+        once=once,
+        web=web,
     )
     if plain or not sys.stderr.isatty():
         trio.run(main)
@@ -120,6 +131,7 @@ async def run(
     read_only: bool = False,
     archive: bool = False,
     once: bool = False,
+    web: bool = False,
     wrap: Wrap | None = None,
     show: live.Show | None = None,
 ) -> None:
@@ -142,7 +154,10 @@ async def run(
             open_notary(key=session.key, ledger=home.ledger, witness=home.witness) as notary,
         ):
             where = listen or settings.listen
-            await _run(home, settings, session, notary, where, peers, read_only, once, wrap, show)
+            pages = pages_beside(home, settings.web_port, wanted=web)
+            await _run(
+                home, settings, session, notary, where, peers, read_only, once, pages, wrap, show
+            )
     finally:
         home.status.unlink(missing_ok=True)
         lock.release()
@@ -163,6 +178,7 @@ async def _run(
     peers: tuple[str, ...],
     read_only: bool,
     once: bool,
+    pages: Pages | None,
     wrap: Wrap | None,
     show: live.Show | None,
 ) -> None:
@@ -211,6 +227,8 @@ async def _run(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_tell_status, home, report, show)
             nursery.start_soon(_watch_settings, home, opened_node)
+            if pages is not None:
+                nursery.start_soon(pages)
             if once:
                 nursery.start_soon(_until_idle, opened_node, nursery.cancel_scope)
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -218,6 +236,19 @@ async def _run(
                     log.info("stopping (%s)", signal.Signals(number).name)
                     break
             nursery.cancel_scope.cancel()
+
+
+def pages_beside(home: Home, port: int | None, *, wanted: bool) -> Pages | None:
+    """The web pages of this home, listening already; None when nobody wants them here."""
+    if port is None and not wanted:
+        return None
+    from ponyswarm.web import server
+    from ponyswarm.web.site import Site
+
+    listening = server.listen("127.0.0.1", port or server.DEFAULT_PORT)
+    log.info("the pages are at %s", server.address(listening))
+    site = Site(ledger=home.ledger, blobs=home.blobs, status_file=home.status)
+    return partial(server.serve, site, listening)
 
 
 async def _until_idle(opened_node: Node, scope: trio.CancelScope) -> None:

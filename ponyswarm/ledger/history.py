@@ -35,7 +35,7 @@ def project_ids(reader: Reader) -> list[bytes]:
 def job_counts(reader: Reader) -> dict[bytes, int]:
     """How many jobs each project announced."""
     rows = reader.select("SELECT project, count(*) FROM job GROUP BY project")
-    return {project: count for project, count in rows}
+    return dict(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +117,7 @@ class TestRun:
     failed: bool | None
 
 
-def test_runs(
-    reader: Reader, job: bytes, test: str, forked: Collection[bytes] = frozenset()
-) -> list[TestRun]:
+def runs_of_test(reader: Reader, job: bytes, test: str, forked: Collection[bytes]) -> list[TestRun]:
     """What the completed runs of a job say of a test.
 
     An entry names only the first few tests that failed. Where a run's list is cut and the

@@ -188,17 +188,19 @@ class _Pages:
                 "question, or ask by 'ponyswarm sql', which takes longer questions.",
             )
 
-    def _html(self, template: str, ask: Ask, request: Request) -> Response:
-        turn = self._site.tail.turn
-        if template == "front.html" and not self._site.ledger.exists():
-            return self._render(request, template, page=front.empty(self._site), turn=turn)
+    def _ask(self, ask: Ask, request: Request) -> object:
+        if request.url.path in ("/", "/index.json") and not self._site.ledger.exists():
+            return front.empty(self._site)
         with self._site.reading() as reader:
-            page = ask(self._site, reader, request)
-        return self._render(request, template, page=page, turn=turn)
+            return ask(self._site, reader, request)
+
+    def _html(self, template: str, ask: Ask, request: Request) -> Response:
+        # Read before the ledger is: what arrives meanwhile is news to this page.
+        turn = self._site.tail.turn
+        return self._render(request, template, page=self._ask(ask, request), turn=turn)
 
     def _json(self, ask: Ask, request: Request) -> Response:
-        with self._site.reading() as reader:
-            data = msgspec.json.format(msgspec.json.encode(ask(self._site, reader, request)))
+        data = msgspec.json.format(msgspec.json.encode(self._ask(ask, request)))
         return Response(data, media_type="application/json")
 
     def _render(

@@ -47,7 +47,7 @@ class Look:
 
     version: int = -1
     arrival: int = -1
-    failure: int = 0
+    explained: int = 0
     forks: int = 0
     news: News = field(default_factory=News)
     rights: frozenset[bytes] = frozenset()
@@ -136,11 +136,12 @@ def look(reader: Reader, last: Look) -> Look:
     ((version,),) = reader.select("PRAGMA data_version")
     if version == last.version:
         return replace(last, news=News(), rights=frozenset())
-    ((arrival, failure, forks),) = reader.select(
+    ((arrival, explained, forks),) = reader.select(
         "SELECT (SELECT ifnull(max(arrival), 0) FROM entry),"
-        " (SELECT ifnull(max(failure), 0) FROM failure), (SELECT count(*) FROM fork_evidence)"
+        " (SELECT ifnull(max(arrival), 0) FROM failure WHERE message != ''),"
+        " (SELECT count(*) FROM fork_evidence)"
     )
-    now = Look(version, arrival, failure, forks)
+    now = Look(version, arrival, explained, forks)
     if arrival < last.arrival or arrival - last.arrival > MOST or forks != last.forks:
         return replace(now, news=News(everything=True))
     jobs: set[bytes] = set()
@@ -163,8 +164,8 @@ def look(reader: Reader, last: Look) -> Look:
     jobs |= {
         job
         for (job,) in reader.select(
-            "SELECT DISTINCT job FROM (SELECT job FROM failure WHERE failure > ? LIMIT ?)",
-            (last.failure, MOST),
+            "SELECT DISTINCT job FROM failure WHERE message != '' AND arrival > ? LIMIT ?",
+            (last.explained, MOST),
         )
     }
     return replace(now, news=News(frozenset(jobs), frozenset(projects)), rights=frozenset(rights))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-
 from typing import TYPE_CHECKING
 
 from ponyswarm.ledger.verdicts import Finding
@@ -38,7 +37,7 @@ MEANINGS: Mapping[str, str] = {
     "disputed": "volunteers on equal environments say different things",
     "unconfirmed": "too few volunteers ran it to be sure",
     "broken": "no run came to an end: that is about machines, not about the tests",
-    "pending": "nobody has run it yet",
+    "pending": "nobody whose word counts has run it yet",
 }
 
 

@@ -84,7 +84,7 @@ def test(site: Site, reader: Reader, text: str, id_: str) -> TestPage:
     by_job: list[dict[str, Spot]] = []
     columns = []
     for job in jobs:
-        runs = history.test_runs(reader, job.id, id_, forked)
+        runs = history.runs_of_test(reader, job.id, id_, forked)
         by_cell: dict[bytes, list[TestRun]] = {}
         for run in runs:
             by_cell.setdefault(run.cell, []).append(run)
