@@ -512,6 +512,11 @@ projects =
 # Further projects whose ledger to keep, without running their jobs.
 projects =
 
+[web]
+# Shows the node's ledger as pages to browsers on this machine ('ponyswarm web' does, too):
+# 7640 is the usual port; empty: no pages.
+port =
+
 [interpreters]
 # The Pythons that jobs may use, NAME = FULL PATH. With none here the node offers
 # whatever it finds when it starts.
