@@ -11,14 +11,17 @@ import io
 import json
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from bench.report import Row, main
 from ponyswarm import status
 from ponyswarm.demo import Member, Swarm, open_swarm
+from ponyswarm.errors import LocalError
 from ponyswarm.exec.interpreters import discover
-from ponyswarm.ledger.queries import Reader
+from ponyswarm.ledger.queries import JobRow, Reader
 from ponyswarm.policy import ReaderPolicy
+from ponyswarm.volunteer import minor_version
 
 NODES = 5
 GOAL_SECONDS = 2.0
@@ -54,38 +57,38 @@ def tiny_sdist(folder: Path) -> Path:
     return path
 
 
-def _settled(member: Member, job: bytes) -> bool:
-    with Reader(member.home.ledger) as reader:
-        row = reader.find_job(None, job.hex(), None)
-        return all(cell.results for cell in reader.cells(row, ReaderPolicy(agreeing=1)))
+def spec_file(folder: Path, python: str) -> Path:
+    """A spec of one cell, which needs nothing but an interpreter."""
+    path = folder / "tiny.toml"
+    path.write_text(SPEC.format(python=json.dumps(python)), "utf-8")
+    return path
+
+
+def announce(swarm: Swarm, maintainer: Member, source: Path, spec: Path) -> bytes:
+    """The id of a new job of the project ``demo``."""
+    arguments = ["-p", "demo", "--spec", str(spec), "--no-locks", "--json"]
+    said = json.loads(swarm.command(maintainer, "announce", str(source), *arguments))
+    return bytes.fromhex(said["job"])
+
+
+def wait_for_results(member: Member, job: bytes, seconds: float = 60) -> JobRow:
+    """Wait until the member's ledger has a result of each cell; `RuntimeError` otherwise."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with Reader(member.home.ledger) as reader, suppress(LocalError):
+            row = reader.find_job(None, job.hex(), None)
+            if all(cell.results for cell in reader.cells(row, ReaderPolicy(agreeing=1))):
+                return row
+        time.sleep(0.1)
+    raise RuntimeError(f"a job of the benchmark did not end within {seconds:g} s")
 
 
 def _one(swarm: Swarm, maintainer: Member, source: Path, spec: Path) -> float:
-    said = json.loads(
-        swarm.command(
-            maintainer,
-            "announce",
-            str(source),
-            "-p",
-            "demo",
-            "--spec",
-            str(spec),
-            "--no-locks",
-            "--json",
-        )
-    )
-    job = bytes.fromhex(said["job"])
-    deadline = time.monotonic() + 60
-    while not _settled(maintainer, job):
-        if time.monotonic() > deadline:
-            raise RuntimeError("a job of the benchmark did not end within a minute")
-        time.sleep(0.1)
+    row = wait_for_results(maintainer, announce(swarm, maintainer, source, spec))
     time.sleep(1.2)  # The status file is written once a second.
     now = status.read(maintainer.home.status)
-    with Reader(maintainer.home.ledger) as reader:
-        announced = reader.find_job(None, job.hex(), None).announced
     assert now is not None
-    return (now.first_claims[job.hex()] - announced) / 1000
+    return (now.first_claims[row.id.hex()] - row.announced) / 1000
 
 
 def measure(quick: bool) -> list[Row]:
@@ -104,9 +107,7 @@ def measure(quick: bool) -> list[Row]:
             swarm.start(volunteer, [hub])
         swarm.wait_for(maintainer, lambda now: any(p.volunteers == NODES - 1 for p in now.projects))
         source = tiny_sdist(swarm.root)
-        spec = swarm.root / "spec.toml"
-        minor = ".".join(python.version.split(".")[:2])
-        spec.write_text(SPEC.format(python=json.dumps(minor)), "utf-8")
+        spec = spec_file(swarm.root, minor_version(python))
         times = sorted(_one(swarm, maintainer, source, spec) for _ in range(count))
     p95 = times[min(len(times) - 1, int(0.95 * len(times)))]
     return [

@@ -21,20 +21,16 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTransport
 from p2p_lab import (
     ATTACKS,
-    MESHSUB,
     TOPIC,
     assert_serves,
     attacker_of,
-    bare_dial,
-    bare_gossip,
-    bare_host,
     bare_survives,
     meet,
     node,
-    running,
     until,
 )
 
+from bench.bare import MESHSUB, bare_dial, bare_gossip, bare_host, running
 from ponyswarm.errors import PeerError
 from ponyswarm.keys import SecretKey
 from ponyswarm.p2p import hardening
@@ -564,7 +560,7 @@ def test_nothing_comes_of_a_topic_that_a_peer_does_not_follow():
             assert ears.topics == {"two"}
             # Both directions: what is pushed to a node of a topic it does not follow.
             await attacker.rpc(
-                rpc_pb2.RPC(publish=[attacker.message(b"alien", topics=("three",), number=7)])
+                rpc_pb2.RPC(publish=[attacker.message(b"alien", topic="three", number=7)])
             )
             await attacker.rpc(
                 rpc_pb2.RPC(publish=[attacker.message(b"both", ("one", "three"), number=8)])

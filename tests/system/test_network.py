@@ -11,8 +11,9 @@ import time
 
 import pytest
 import trio
-from p2p_lab import LOCAL, TOPIC, accept, meet, node, until
+from p2p_lab import TOPIC, accept, meet, node, until
 
+from bench.bare import LOCAL
 from ponyswarm import keys
 from ponyswarm.errors import InfraError, LocalError, PeerError
 from ponyswarm.keys import SecretKey
