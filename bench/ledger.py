@@ -10,6 +10,7 @@ signatures are noise, which the store never looks at.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import random
@@ -79,7 +80,7 @@ def outcome(job: bytes, cell: bytes, author: int, number: int) -> Result:
         cell=cell,
         state="completed",
         counts={Status.PASSED: 1200 + number % 7, Status.SKIPPED: 14},
-        digest=digest(f"outcome {number % 3}"),
+        digest=hashlib.sha256(job + bytes([number % 3])).digest(),
         tests=Blob(hash=os.urandom(32), size=20_000 + number % 9000),
         log=Blob(hash=os.urandom(32), size=3_000 + number % 900),
         environment=environment(author),
@@ -198,9 +199,11 @@ def ingest(world: World, folder: Path, count: int, times: int) -> list[Row]:
     segments = signed_feeds(world, count)
     frames = [frame for segment in segments for frame in segment]
     packed = [codec.pack_segment(segment) for segment in segments]
-    entries = [decode_frame(frame) for frame in frames[: count // 4]]
-    kept = {entry.header.author: VerifyKey(entry.header.author) for entry in entries}
-    signed = [(kept[e.header.author], codec.signed_text(e.id), e.signature) for e in entries]
+    kept = {frame[8:40]: VerifyKey(frame[8:40]) for frame in frames}
+    signed = [
+        (kept[frame[8:40]], codec.signed_text(codec.entry_id(frame[:160])), frame[160:224])
+        for frame in frames[: count // 4]
+    ]
 
     def raw() -> float:
         start = time.process_time()
@@ -256,6 +259,9 @@ def ingest(world: World, folder: Path, count: int, times: int) -> list[Row]:
             key.verify(text, signature)
         return len(signed) / (time.perf_counter() - start)
 
+    # What the bench itself holds is no cost of the ledger's: the collector need not look at it.
+    gc.collect()
+    gc.freeze()
     verify, one, many, clock, two = best(times, raw, live, bulk, raw_by_clock, both)
     name = "PyNaCl verify, one core"
     return [

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from ponyswarm.messages import Entry
 
 FUTURE_MS = 120_000
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True, gc=False):
     """The last known entry of a feed."""
 
     seq: int
@@ -66,6 +67,8 @@ class Refused:
     reason: str
 
 
+_ACCEPT, _DUPLICATE = Accept(), Duplicate()
+
 Judgement = Accept | Duplicate | Gap | Forked | Diverges | Early | Refused
 
 
@@ -77,16 +80,16 @@ def judge(entry: Entry, head: Head | None, held: bytes | None, now: int) -> Judg
     """
     header = entry.header
     if held is not None:
-        return Duplicate() if held == entry.id else Forked(header.seq)
+        return _DUPLICATE if held == entry.id else Forked(header.seq)
     height = 0 if head is None else head.seq + 1
     if header.seq > height:
         return Gap(height)
     if header.time > now + FUTURE_MS:
         return Early()
     if head is None:
-        return Accept()
+        return _ACCEPT
     if header.prev != head.id:
         return Diverges(head.seq)
     if header.time < head.time:
         return Refused("time-falls")
-    return Accept()
+    return _ACCEPT

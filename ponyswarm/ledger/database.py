@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ponyswarm.errors import InfraError, LocalError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = resources.files("ponyswarm.ledger").joinpath("schema.sql").read_text("utf-8")
 
@@ -58,6 +58,21 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise InfraError(
             f"the ledger could not be written ({fault}): free some disk space; nothing was lost"
         ) from fault
+
+
+def schema_version(db: sqlite3.Connection, path: Path) -> int:
+    """The ledger's version, 0 for a new file; `LocalError` when this program cannot use it."""
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > SCHEMA_VERSION:
+        raise LocalError(
+            f"{path} was written by a later PonySwarm (schema {version}): update this one"
+        )
+    if 0 < version < SCHEMA_VERSION:
+        raise LocalError(
+            f"{path} was written by an earlier PonySwarm (schema {version}): end the node, and "
+            "'ponyswarm fsck --repair' writes it anew; no entry is lost"
+        )
+    return version
 
 
 class Auth(IntEnum):

@@ -61,9 +61,13 @@ TABLES = {
     "withdrawal": "SELECT * FROM withdrawal",
     "cell": "SELECT * FROM cell",
     "environment": "SELECT text, comparable FROM environment",
-    "result": "SELECT job, cell, hex(a.key), entry.id, state, reason, passed, failed, skipped,"
-    " total, digest, e.text, e.comparable, seconds FROM result LEFT JOIN entry USING (arrival)"
-    f" LEFT {_AUTHOR} result.author LEFT JOIN environment AS e USING (environment)",
+    "target": "SELECT job, cell FROM target",
+    "outcome": "SELECT digest, state, reason, passed, failed, skipped, total FROM outcome",
+    "run": "SELECT t.job, t.cell, hex(a.key), entry.id, o.digest, o.state, o.reason, o.passed,"
+    " o.failed, o.skipped, o.total, e.text, e.comparable, seconds FROM run"
+    " LEFT JOIN target AS t USING (target) LEFT JOIN outcome AS o USING (outcome)"
+    " LEFT JOIN entry USING (arrival) LEFT JOIN environment AS e USING (environment)"
+    f" LEFT {_AUTHOR} run.author",
     # Messages come from lists of tests, which are elsewhere: the full-text index has them too.
     "failure": "SELECT entry.id, job, cell, CASE WHEN max(message) = '' THEN group_concat(test)"
     " END FROM (SELECT * FROM failure ORDER BY arrival, test) LEFT JOIN entry USING (arrival)"

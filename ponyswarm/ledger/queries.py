@@ -20,7 +20,7 @@ from ponyswarm.codec import (
 from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import Head, Refused, judge
-from ponyswarm.ledger.database import Auth, id_prefix
+from ponyswarm.ledger.database import Auth, id_prefix, schema_version
 from ponyswarm.ledger.store import RIGHTS
 from ponyswarm.ledger.verdicts import Finding, Outcome, weigh
 from ponyswarm.matrix import cells
@@ -120,6 +120,7 @@ class Reader:
             timeout=10,
             check_same_thread=not any_thread,
         )
+        schema_version(self._db, path)
 
     def __enter__(self) -> Reader:
         return self

@@ -22,6 +22,8 @@ CREATE TABLE IF NOT EXISTS feed (
     UNIQUE (project, author, nonce, genesis)
 );
 
+-- "frame" is header, signature and payload as they came. Old results lose their payloads on
+-- nodes that do not keep everything: then it ends after 224 bytes.
 -- "prefix" is the first 8 bytes of the id as a signed integer: a short index finds any id.
 -- "auth" says how the entry is known to be its author's. 1: its own signature was checked.
 -- 0: a later entry of its feed, whose signature was checked, commits to it; its own is
@@ -39,7 +41,11 @@ CREATE TABLE IF NOT EXISTS entry (
     frame BLOB NOT NULL,
     UNIQUE (feed, seq)
 );
-CREATE INDEX IF NOT EXISTS entry_prefix ON entry (prefix);
+-- In stretches of 65,536 arrivals: new entries all go into the last one, which fits in memory,
+-- where an index over all would have every entry write a page of its own. The statistics below
+-- tell SQLite that "WHERE prefix = ?" may jump from stretch to stretch.
+CREATE INDEX IF NOT EXISTS entry_prefix ON entry (arrival >> 16, prefix);
+CREATE INDEX IF NOT EXISTS entry_bare ON entry (arrival) WHERE length(frame) = 224;
 CREATE INDEX IF NOT EXISTS entry_unchecked ON entry (arrival) WHERE auth = 0;
 -- Entries but results (kind 5), which are most: say "kind != 5" to have it used.
 CREATE INDEX IF NOT EXISTS entry_said ON entry (feed, kind) WHERE kind != 5;
@@ -116,22 +122,44 @@ CREATE TABLE IF NOT EXISTS environment (
     UNIQUE (comparable, text)
 );
 
-CREATE TABLE IF NOT EXISTS result (
+-- What results are about, each once: a cell of a job, which may come after its results.
+CREATE TABLE IF NOT EXISTS target (
+    target INTEGER PRIMARY KEY,
     job BLOB NOT NULL,
     cell BLOB NOT NULL,
-    author INTEGER NOT NULL REFERENCES author,
-    arrival INTEGER NOT NULL REFERENCES entry,
+    UNIQUE (job, cell)
+);
+
+-- What runs gave, each once: honest runs of the same tests give the same.
+CREATE TABLE IF NOT EXISTS outcome (
+    outcome INTEGER PRIMARY KEY,
+    digest BLOB NOT NULL,
     state TEXT NOT NULL,
     reason TEXT,
     passed INTEGER NOT NULL,
     failed INTEGER NOT NULL,
     skipped INTEGER NOT NULL,
-    total INTEGER NOT NULL,
-    digest BLOB NOT NULL,
+    total INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS outcome_said
+ON outcome (digest, state, ifnull(reason, ''), passed, failed, skipped, total);
+
+-- One row a result entry, as numbers; the view "result" spells them out.
+CREATE TABLE IF NOT EXISTS run (
+    target INTEGER NOT NULL REFERENCES target,
+    author INTEGER NOT NULL REFERENCES author,
+    arrival INTEGER NOT NULL REFERENCES entry,
+    outcome INTEGER NOT NULL REFERENCES outcome,
     environment INTEGER NOT NULL REFERENCES environment,
     seconds REAL NOT NULL,
-    PRIMARY KEY (job, cell, author, arrival)
+    PRIMARY KEY (target, author, arrival)
 ) WITHOUT ROWID;
+
+CREATE VIEW IF NOT EXISTS result AS
+SELECT target.job, target.cell, run.author, run.arrival, outcome.state, outcome.reason,
+       outcome.passed, outcome.failed, outcome.skipped, outcome.total, outcome.digest,
+       run.environment, run.seconds
+FROM target JOIN run USING (target) JOIN outcome USING (outcome);
 
 -- Tests that failed or erred, a row for each run of one: the names that its result entry
 -- gives, and with their messages once the run's list of tests is here.
@@ -238,3 +266,10 @@ SELECT project.name AS project, author.peer_id AS author, lower(hex(evidence.non
                       AND told.author = evidence.author AND told.nonce = evidence.nonce) AS entries
 FROM fork_evidence AS evidence LEFT JOIN author ON author.key = evidence.author
 LEFT JOIN project ON project.project = evidence.project;
+
+-- See entry_prefix: 65,536 entries in a stretch, one of a prefix in it. The first number is
+-- what SQLite takes any table for that it knows nothing of, so that no other plan is moved.
+ANALYZE sqlite_schema;
+DELETE FROM sqlite_stat1;
+INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES ('entry', 'entry_prefix', '1048576 65536 1');
+ANALYZE sqlite_schema;

@@ -24,7 +24,7 @@ from ponyswarm.codec import (
     decode_signed_header,
     is_authentic,
 )
-from ponyswarm.errors import InfraError, LocalError, PeerError
+from ponyswarm.errors import InfraError, PeerError
 from ponyswarm.frontier import Frontier
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import (
@@ -42,6 +42,7 @@ from ponyswarm.ledger.database import (
     Auth,
     connect,
     id_prefix,
+    schema_version,
     transaction,
 )
 from ponyswarm.ledger.notes import Notes
@@ -122,14 +123,10 @@ class Store:
         # Frames are some 800 bytes: in pages of 4 KiB a sixth would be lost at the ends.
         self._db = connect(path, synchronous="NORMAL", page_size=8192)
         self._db.execute("PRAGMA cache_size = -32768")
-        self._db.execute("PRAGMA wal_autocheckpoint = 2000")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise LocalError(
-                f"{path} was written by a later PonySwarm (schema {version}): update this one"
-            )
-        self._db.executescript(SCHEMA)
-        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db.execute("PRAGMA wal_autocheckpoint = 6000")
+        if not schema_version(self._db, path):
+            self._db.executescript(SCHEMA)
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         self._views = Views(self._db)
         self.notes = Notes(self._db)
         self._page_size: int = self._db.execute("PRAGMA page_size").fetchone()[0]
@@ -371,7 +368,7 @@ class Store:
                 header.kind,
                 header.time,
                 id_prefix(entry.id),
-                auth,
+                int(auth),  # SQLite's adapter takes its time with anything but plain numbers.
                 entry.id,
                 entry.frame,
             )

@@ -21,7 +21,7 @@ from ponyswarm.messages import (
 )
 from ponyswarm.policy import ProjectState, has_force
 
-# Environments that are kept in memory between two appends.
+# Targets, outcomes and environments that are kept in memory, each, between two appends.
 MAX_KEPT = 65_536
 
 
@@ -30,32 +30,40 @@ class Views:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        # The rows that stand for what results have in common, by what they say.
+        self._targets: dict[tuple[bytes, bytes], int] = {}
+        self._outcomes: dict[tuple[object, ...], int] = {}
         self._environments: dict[tuple[object, ...], int] = {}
+        self._numbers = (self._targets, self._outcomes, self._environments)
         # Rows of the transaction that is open, written together by `flush`.
-        self._results: list[tuple[object, ...]] = []
+        self._runs: list[tuple[object, ...]] = []
         self._failures: list[tuple[object, ...]] = []
 
     def flush(self) -> None:
         """Write the rows that wait."""
-        if self._results:
+        if self._runs:
             self._db.executemany(
-                "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._results
+                "INSERT INTO run (target, author, arrival, outcome, environment, seconds)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                self._runs,
             )
-            self._results.clear()
+            self._runs.clear()
         if self._failures:
             self._db.executemany(
                 "INSERT INTO failure (arrival, job, cell, test, message) VALUES (?, ?, ?, ?, '')",
                 self._failures,
             )
             self._failures.clear()
-        if len(self._environments) > MAX_KEPT:
-            self._environments.clear()
+        for numbers in self._numbers:
+            if len(numbers) > MAX_KEPT:
+                numbers.clear()
 
     def forget(self) -> None:
         """Drop the rows that wait, and what is kept of the tables: they may be others now."""
-        self._results.clear()
+        self._runs.clear()
         self._failures.clear()
-        self._environments.clear()
+        for numbers in self._numbers:
+            numbers.clear()
 
     # --- jobs -----------------------------------------------------------------------------
 
@@ -140,37 +148,62 @@ class Views:
 
     def add_result(self, result: Result, author: int, arrival: int) -> None:
         """What a run gave, and the tests that its entry names as failed."""
+        target = (result.job, result.cell)
+        counts = result.counts
+        said = (
+            result.digest,
+            result.state,
+            None if result.reason is None else result.reason.value,
+            counts.get(_PASSED, 0),
+            counts.get(_FAILED, 0) + counts.get(_ERROR, 0),
+            counts.get(_SKIPPED, 0),
+            sum(counts.values()),
+        )
         facts = _facts(result.environment)
-        environment = self._environments.get(facts)
-        if environment is None:
-            environment = self._environments[facts] = self._environment(result.environment)
-        counts = result.counts.get
-        self._results.append(
+        self._runs.append(
             (
-                result.job,
-                result.cell,
+                self._targets.get(target) or self._target(target),
                 author,
                 arrival,
-                result.state,
-                result.reason,
-                counts(_PASSED, 0),
-                counts(_FAILED, 0) + counts(_ERROR, 0),
-                counts(_SKIPPED, 0),
-                sum(result.counts.values()),
-                result.digest,
-                environment,
+                self._outcomes.get(said) or self._outcome(said),
+                self._environments.get(facts) or self._environment(facts, result.environment),
                 result.seconds,
             )
         )
-        self._failures += [(arrival, result.job, result.cell, test) for test in result.bad]
+        if result.bad:
+            self._failures += [(arrival, *target, test) for test in result.bad]
 
-    def _environment(self, where: Environment | None) -> int:
-        row = (describe(where), comparable(where))
-        self._db.execute("INSERT OR IGNORE INTO environment (text, comparable) VALUES (?, ?)", row)
-        found = self._db.execute(
-            "SELECT environment FROM environment WHERE text = ? AND comparable = ?", row
-        ).fetchone()
-        return int(found[0])
+    def _target(self, target: tuple[bytes, bytes]) -> int:
+        self._targets[target] = number = self._number(
+            "INSERT OR IGNORE INTO target (job, cell) VALUES (?, ?)",
+            "SELECT target FROM target WHERE job = ? AND cell = ?",
+            target,
+        )
+        return number
+
+    def _outcome(self, said: tuple[object, ...]) -> int:
+        self._outcomes[said] = number = self._number(
+            "INSERT OR IGNORE INTO outcome (digest, state, reason, passed, failed, skipped, total)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "SELECT outcome FROM outcome WHERE digest = ? AND state = ?"
+            " AND ifnull(reason, '') = ifnull(?, '')"
+            " AND passed = ? AND failed = ? AND skipped = ? AND total = ?",
+            said,
+        )
+        return number
+
+    def _environment(self, facts: tuple[object, ...], where: Environment | None) -> int:
+        self._environments[facts] = number = self._number(
+            "INSERT OR IGNORE INTO environment (text, comparable) VALUES (?, ?)",
+            "SELECT environment FROM environment WHERE text = ? AND comparable = ?",
+            (describe(where), comparable(where)),
+        )
+        return number
+
+    def _number(self, insert: str, select: str, row: tuple[object, ...]) -> int:
+        """The number of the row that says this, which is made when there is none."""
+        self._db.execute(insert, row)
+        return int(self._db.execute(select, row).fetchone()[0])
 
 
 _PASSED, _FAILED, _ERROR = Status.PASSED, Status.FAILED, Status.ERROR

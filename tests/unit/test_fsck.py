@@ -18,6 +18,7 @@ from ponyswarm.errors import LocalError
 from ponyswarm.ledger import fsck
 from ponyswarm.ledger.chain import Accept
 from ponyswarm.ledger.fsck import check
+from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.store import Store
 
 LATER = NOW + 3_600_000
@@ -92,7 +93,7 @@ def test_every_table_is_compared(model):
     tables = {
         name
         for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        if not name.startswith("failure_text")
+        if not name.startswith(("failure_text", "sqlite_"))
     }
     assert tables == {*fsck.TABLES, "blob"}
     db.close()
@@ -159,7 +160,9 @@ def test_a_change_of_any_column_of_any_table_is_found_and_mended(model, tmp_path
     [
         "DELETE FROM entry WHERE arrival = 3",
         "DELETE FROM entry WHERE arrival = 21",
-        "DELETE FROM result WHERE arrival IN (SELECT arrival FROM result LIMIT 1)",
+        "DELETE FROM run WHERE arrival IN (SELECT arrival FROM run LIMIT 1)",
+        "DELETE FROM outcome",
+        "INSERT INTO target (job, cell) VALUES (x'01', x'02')",
         "DELETE FROM job",
         "DELETE FROM withdrawal",
         "DELETE FROM cell WHERE position = 1",
@@ -172,8 +175,9 @@ def test_a_change_of_any_column_of_any_table_is_found_and_mended(model, tmp_path
         "DROP VIEW results",
         "DROP INDEX entry_prefix",
         "CREATE TABLE more (x)",
-        "CREATE TRIGGER t AFTER INSERT ON result BEGIN DELETE FROM result; END",
+        "CREATE TRIGGER t AFTER INSERT ON run BEGIN DELETE FROM run; END",
         "PRAGMA user_version = 0",
+        "PRAGMA user_version = 1",
     ],
 )
 def test_what_is_missing_or_too_much_is_found_and_mended(model, tmp_path, statement):
@@ -186,6 +190,19 @@ def test_what_is_missing_or_too_much_is_found_and_mended(model, tmp_path, statem
     assert check(path).faults
     assert check(path, repair=True).repaired
     assert check(path).faults == []
+
+
+def test_a_ledger_of_an_earlier_version_says_how_to_bring_it_up(model, tmp_path):
+    path = tmp_path / "ledger.db"
+    shutil.copy(model, path)
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 1")
+    db.close()
+    for opening in (Store, Reader):
+        with pytest.raises(LocalError, match="fsck --repair"):
+            opening(path)
+    assert check(path, repair=True).dropped == 0
+    Store(path).close()
 
 
 def test_a_changed_view_is_found_and_mended(model, tmp_path):
@@ -321,12 +338,12 @@ def test_the_command_says_what_it_found_and_did(model, tmp_path):
     said = run.invoke(main, ["--home", str(home), "fsck"])
     assert (said.exit_code, said.output) == (0, "21 entries: every byte is as it must be\n")
     db = sqlite3.connect(path)
-    db.execute("UPDATE result SET failed = 9")
+    db.execute("UPDATE outcome SET failed = 9")
     db.commit()
     db.close()
     said = run.invoke(main, ["--home", str(home), "fsck"])
     assert said.exit_code == 4
-    assert "the table 'result' does not say what the entries say" in said.output
+    assert "the table 'outcome' does not say what the entries say" in said.output
     said = run.invoke(main, ["--home", str(home), "fsck", "--repair"])
     assert said.exit_code == 4
     assert "nothing was lost" in said.output

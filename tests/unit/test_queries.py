@@ -275,7 +275,7 @@ def test_sql_reads_and_nothing_else(made, tmp_path):
     other = tmp_path / "other.db"
     for query in (
         "DELETE FROM entry",
-        "UPDATE result SET failed = 0",
+        "UPDATE outcome SET failed = 0",
         "INSERT INTO project VALUES (1, 2, 3, 4)",
         "DROP TABLE entry",
         f"ATTACH '{other}' AS x",

@@ -611,7 +611,7 @@ def test_verify_finds_what_was_changed_behind_the_ledgers_back(ledger, maintaine
     job = maintainer.announce(genesis.id, expires=FAR)
     fill(ledger, genesis, job, Author(5).result(genesis.id, job.id, ZERO))
     assert reader(ledger).verify(lambda _: None) == []
-    ledger._db.execute("UPDATE result SET failed = 9")
+    ledger._db.execute("UPDATE outcome SET failed = 9")
     ledger._db.execute("UPDATE feed SET height = 7 WHERE feed = 2")
     frame = bytearray(job.frame)
     frame[165] ^= 1
