@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ponyswarm.codec import encode_locks
@@ -20,7 +20,7 @@ from ponyswarm.exec.resolve import resolve
 from ponyswarm.matrix import cells
 from ponyswarm.messages import Cell, Lock, Spec
 from ponyswarm.runs import describe_cell
-from ponyswarm.spec import from_pyproject
+from ponyswarm.spec import from_pyproject, has_table
 from ponyswarm.volunteer import choose_interpreter, minor_version
 
 MAX_SOURCE = 256 << 20
@@ -35,6 +35,10 @@ class Packed:
     title: str
     commit: str
     spec: Spec
+    note: str = ""
+    """What the person should know of it, such as a table that is not committed yet."""
+    left_out: tuple[str, ...] = ()
+    """Files of a working tree that git does not track."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,34 +51,68 @@ class Locked:
 
 
 def pack(path: Path, *, commit: str, spec_file: Path | None) -> Packed:
-    """Read a git checkout at a commit, or an sdist; `LocalError` says what is missing."""
+    """Read a git repository at a commit, or an sdist; `LocalError` says what is missing."""
     if path.is_dir():
-        if not (path / ".git").exists():
-            raise LocalError(
-                f"{path} is no git checkout: announce a checkout or an sdist (.tar.gz)"
-            )
+        _check_repository(path)
         data, commit_id = source.pack(path, commit)
-        name = f"{path.resolve().name}.tar.gz"
     else:
         data, commit_id = path.read_bytes(), ""
-        name = path.name
+    return _packed(path, data, commit_id, spec_file)
+
+
+def pack_working_tree(path: Path, *, spec_file: Path | None) -> Packed:
+    """Read a git checkout as it is on disk; its ``commit`` is empty, since it is of none."""
+    _check_repository(path)
+    tree = source.pack_working_tree(path)
+    return replace(_packed(path, tree.data, "", spec_file), left_out=tree.left_out)
+
+
+def _check_repository(path: Path) -> None:
+    bare = (path / "HEAD").is_file() and (path / "objects").is_dir()
+    if not (path / ".git").exists() and not bare:
+        raise LocalError(
+            f"{path} is no git checkout: announce a checkout ('git init' makes one) or an sdist "
+            "(.tar.gz)"
+        )
+
+
+def _packed(path: Path, data: bytes, commit: str, spec_file: Path | None) -> Packed:
+    called = path.resolve().name.removesuffix(".git")
+    name = f"{called}.tar.gz" if path.is_dir() else path.name
     if len(data) > MAX_SOURCE:
-        raise LocalError(f"the source is {len(data)} bytes, and {MAX_SOURCE} is the most")
+        raise LocalError(
+            f"the source is {len(data)} bytes, and {MAX_SOURCE} is the most: take large files "
+            "out of what git tracks, or announce an sdist without them"
+        )
+    note = ""
     with tempfile.TemporaryDirectory(prefix="ponyswarm-announce-") as folder:
         tree = _unpacked(data, name, Path(folder))
-        called = source.named(tree)
+        named = source.named(tree)
         if spec_file is not None:
             spec = from_pyproject(spec_file.read_text("utf-8"), spec_file.name)
         else:
             text = source.read_text(tree, "pyproject.toml")
+            if not has_table(text) and has_table(on_disk := _on_disk(path)):
+                text = on_disk
+                note = (
+                    "[tool.ponyswarm] is not committed yet: the table in the working tree is "
+                    "used; commit pyproject.toml"
+                )
             if text is None:
                 raise LocalError(
-                    f"{path} has no pyproject.toml: add one with a [tool.ponyswarm] table, or "
-                    "name a file that has one by --spec"
+                    f"{path} has no pyproject.toml: 'ponyswarm init-project --write' makes one "
+                    "with a [tool.ponyswarm] table; or name a file that has one by --spec"
                 )
             spec = from_pyproject(text)
-    title = " ".join(part for part in (called.name or path.stem, called.version) if part)
-    return Packed(data=data, name=name[:100], title=title, commit=commit_id, spec=spec)
+    title = " ".join(part for part in (named.name or called, named.version) if part)
+    return Packed(data=data, name=name[:100], title=title, commit=commit, spec=spec, note=note)
+
+
+def _on_disk(path: Path) -> str | None:
+    try:
+        return (path / "pyproject.toml").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _unpacked(data: bytes, name: str, folder: Path) -> Path:

@@ -14,6 +14,7 @@ import ipaddress
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from configparser import ConfigParser
 from configparser import Error as IniError
@@ -79,6 +80,7 @@ class Settings:
     bootstrap: bool = True
     web_port: int | None = None
     """Where the node shows its pages; None: it does not."""
+    notify: str = ""
 
 
 # --- values ------------------------------------------------------------------------------
@@ -172,6 +174,16 @@ def _yes_no(text: str) -> bool:
         raise ValueError("is neither yes nor no: write yes or no") from None
 
 
+def _command(text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError as fault:
+        raise ValueError(f"is no command ({fault}): quote it as in a shell") from fault
+    if not words:
+        raise ValueError("names no program: write its full path")
+    return text
+
+
 def _number(least: int, most: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if re.fullmatch(r"\d{1,9}", text, re.ASCII) and least <= int(text) <= most:
@@ -211,6 +223,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "follow": ("projects",),
     "network": ("peers", "bootstrap"),
     "web": ("port",),
+    "notify": ("command",),
 }
 _OPEN = ("interpreters", "services")
 _SERVICE_KEYS = ("bin", "host", "port", "user", "database", "password_file", "password_env")
@@ -283,6 +296,7 @@ def parse(text: str, source: str = "ponyswarm.ini") -> Settings:
         peers=lines("network", "peers", _peer),
         bootstrap=read("network", "bootstrap", default.bootstrap, _yes_no),
         web_port=read("web", "port", default.web_port, _number(1, 65_535)),
+        notify=read("notify", "command", default.notify, _command),
     )
 
 
@@ -417,6 +431,20 @@ def remove_project(path: Path, section: str, project: bytes) -> bool:
     return True
 
 
+def offer_service(path: Path, name: str) -> None:
+    """Write ``NAME = yes`` into ``[services]``; the owner's comments stay."""
+    from configupdater import ConfigUpdater
+
+    updater = ConfigUpdater(delimiters=("=",))
+    updater.read_string(_read(path))
+    if "services" not in updater:
+        updater.add_section("services")
+    updater["services"][name] = "yes"
+    text = str(updater)
+    parse(text, str(path))
+    write(path, text)
+
+
 def _edit(path: Path, section: str, change: Callable[[list[str]], list[str]]) -> None:
     from configupdater import ConfigUpdater
 
@@ -544,4 +572,10 @@ port =
 peers =
 # Whether to call the public nodes that PonySwarm comes with as well.
 bootstrap = yes
+
+[notify]
+# A program of yours that is told what is news in the projects kept here, as JSON on its
+# standard input: a place of the matrix that fails for the first time, is fixed, or disputed.
+# Such as: command = /usr/local/bin/tell-me --by mail
+command =
 """

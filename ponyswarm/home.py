@@ -113,6 +113,16 @@ class Home:
         return self.state_dir / "wishes"
 
     @property
+    def told(self) -> Path:
+        """The verdicts that the notify command was told of."""
+        return self.state_dir / "told.json"
+
+    @property
+    def hook_log(self) -> Path:
+        """What git hooks did in the background."""
+        return self.state_dir / "hook.log"
+
+    @property
     def lock(self) -> Path:
         """Held by the one running node."""
         return self.state_dir / "lock"

@@ -7,13 +7,17 @@ so that no tool takes it for a good one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
+from ponyswarm.codec import TestRecord
 from ponyswarm.errors import LocalError
 from ponyswarm.exec.outcome import Outcome, TestOutcome
+from ponyswarm.keys import peer_id
+from ponyswarm.ledger.queries import CellRow, ResultRow
+from ponyswarm.ledger.verdicts import CONFIRMED, Finding
 from ponyswarm.local import Ended
 from ponyswarm.messages import Status
 
@@ -37,6 +41,47 @@ def document(title: str, ended: Sequence[Ended]) -> JUnitXml:
     return xml
 
 
+def of_job(
+    title: str, cells: Sequence[CellRow], tests_of: Callable[[ResultRow], Sequence[TestRecord]]
+) -> JUnitXml:
+    """A job's verdicts as one document: a suite a cell, its cases those that most agree on.
+
+    ``tests_of`` gives a result's list of tests, empty where the list is not on this
+    machine: then its suite names only what did not pass. A cell without a confirmed
+    verdict holds one case in error, so that no tool takes it for a good one.
+    """
+    xml = JUnitXml(_clean(title))
+    for cell in cells:
+        finding = cell.finding
+        suite = TestSuite(_clean(cell.place))
+        cases = []
+        chosen = [row for row in cell.results if row.author in finding.supporters]
+        agreed = [row for row in chosen if row.digest == finding.digest] or chosen
+        lists = [tests for row in agreed if (tests := tests_of(row))]
+        if lists:
+            cases = [_case(test) for test in lists[0]]
+        elif agreed:
+            cases = [
+                _case(TestRecord(test, Status.FAILED, 0.0, "")) for test in agreed[0].result.bad
+            ]
+        if finding.verdict not in CONFIRMED:
+            cases.append(_open(finding))
+        suite.add_testcases(cases)
+        suite.add_property("verdict", str(finding.verdict))
+        suite.add_property("agree", f"{finding.agree} of {finding.of}")
+        for row in agreed:
+            suite.add_property("volunteer", peer_id(row.author))
+        xml.append(suite)  # type: ignore[no-untyped-call]
+    xml.update_statistics()  # type: ignore[no-untyped-call]
+    return xml
+
+
+def _open(finding: Finding) -> TestCase:
+    case = TestCase("the verdict", "ponyswarm", 0.0)
+    case.result = [Error(f"{finding.verdict}: {finding.agree} of {finding.of} agree", "open")]
+    return case
+
+
 def write(path: Path, title: str, ended: Sequence[Ended]) -> None:
     """Write the document. `LocalError` when the file cannot be written."""
     try:
@@ -45,7 +90,7 @@ def write(path: Path, title: str, ended: Sequence[Ended]) -> None:
         raise LocalError(f"{path} cannot be written: {fault.strerror}") from fault
 
 
-def _case(test: TestOutcome) -> TestCase:
+def _case(test: TestOutcome | TestRecord) -> TestCase:
     holder, name = _split(test.id)
     case = TestCase(_clean(name), _clean(holder), round(test.seconds, 6))
     message = _clean(test.message)

@@ -34,10 +34,19 @@ def from_pyproject(text: str, name: str = "pyproject.toml") -> Spec:
     table = document.get("tool", {}).get("ponyswarm")
     if table is None:
         raise LocalError(
-            f'{name} has no [{_TABLE}] table: add one with at least python = ["3.12"] '
-            'and command = "pytest"'
+            f"{name} has no [{_TABLE}] table: 'ponyswarm init-project --write' proposes one; it "
+            'needs at least python = ["3.12"] and command = "pytest"'
         )
     return from_table(table, name)
+
+
+def has_table(text: str | None) -> bool:
+    """Whether a pyproject.toml's text holds the table at all, right or wrong."""
+    try:
+        tool = tomllib.loads(text or "").get("tool")
+    except tomllib.TOMLDecodeError:
+        return False
+    return isinstance(tool, dict) and "ponyswarm" in tool
 
 
 def from_table(table: Mapping[str, object], name: str) -> Spec:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,28 +13,28 @@ import trio
 
 from ponyswarm import announcing, config, handover, keys
 from ponyswarm.cli import EXIT_USAGE, json_option, print_json
-from ponyswarm.cli.node import network_addresses
-from ponyswarm.cli.opening import node_is_running, now_ms, opened
+from ponyswarm.cli.joining import fetch_record, joined, known_addresses
+from ponyswarm.cli.opening import node_is_running, now_ms, opened, seconds_of
 from ponyswarm.cli.plain import start_logging
-from ponyswarm.cli.read import exit_code
+from ponyswarm.cli.tables import print_matrix
+from ponyswarm.cli.watch import goes_on, settled
 from ponyswarm.errors import LocalError
 from ponyswarm.exec import interpreters
 from ponyswarm.home import Home
-from ponyswarm.ledger.queries import CellRow, Reader
-from ponyswarm.ledger.verdicts import CONFIRMED
+from ponyswarm.ledger.queries import Reader
+from ponyswarm.matrix import cells
 from ponyswarm.messages import Announce, Blob, Entry
-from ponyswarm.node import open_node
-from ponyswarm.p2p.connectivity import Connectivity
-from ponyswarm.p2p.table import PeerTable
 from ponyswarm.policy import ReaderPolicy
 from ponyswarm.session import Session
 
 GRACE = 3.0
+# What the name of a project of uncommitted work ends with ('ponyswarm try').
+TRIES = " (tries)"
 
 
 @click.command()
 @click.argument("path", type=click.Path(exists=True, path_type=Path), default=".")
-@click.option("--project", "-p", required=True, help="The project, by name or id.")
+@click.option("--project", "-p", help="The project, by name or id (default: your only one).")
 @click.option("--commit", default="HEAD", show_default=True, help="What of a checkout to test.")
 @click.option(
     "--spec",
@@ -51,7 +51,7 @@ GRACE = 3.0
     show_default=True,
     help="Without a running node: how long to try to hand the job over.",
 )
-@click.option("--wait", is_flag=True, help="Stay until the verdicts are there; exit as 'results'.")
+@click.option("--wait", is_flag=True, help="Stay until the verdicts are there; exit as 'watch'.")
 @click.option(
     "--timeout", default="1 h", show_default=True, help="With --wait: how long at the most."
 )
@@ -61,7 +61,7 @@ GRACE = 3.0
 def announce(
     ctx: click.Context,
     path: Path,
-    project: str,
+    project: str | None,
     commit: str,
     spec: Path | None,
     title: str | None,
@@ -74,7 +74,7 @@ def announce(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Ask volunteers to test PATH, a git checkout or an sdist.
+    """Ask volunteers to test PATH, a git repository or an sdist.
 
     With a node running on this home, that node publishes the job. Without one, this command
     joins the network until at least one peer holds the job and its source. Exits 2 when no
@@ -82,79 +82,88 @@ def announce(
     """
     home: Home = ctx.obj
     start_logging(verbose=False, level=logging.WARNING)
-    seconds = _seconds("--wait-peers", wait_peers)
-    packed = announcing.pack(path, commit=commit, spec_file=spec)
-    now = now_ms()
-    locked = None if no_locks else _lock(home, packed, now)
+    way = Way(peers=peers, seconds=seconds_of("--wait-peers", wait_peers))
+    lasts, waits = seconds_of("--expires", expires), seconds_of("--timeout", timeout)
     with opened(home) as session:
-        with Reader(home.ledger) as reader:
-            project_id = reader.find_project(project)
-        source, locks = _blobs(packed, locked, session)
-        message = Announce(
-            title=(title or packed.title)[:500],
-            commit=packed.commit,
-            source=source.hash,
-            source_size=source.size,
-            source_name=packed.name,
-            spec=packed.spec,
-            locks=None if locks is None else locks.hash,
-            locks_size=0 if locks is None else locks.size,
-            resolve_before=now,
-            expires=now + 1000 * _seconds("--expires", expires),
-        )
+        project_id = choose_project(home, session, project)
+        packed = announcing.pack(path, commit=commit, spec_file=spec)
+        if packed.note:
+            click.echo(packed.note, err=True)
+        locked = None if no_locks else lock(home, packed, now_ms())
+        message, blobs = draft(session, packed, locked, title=title, lasts=lasts)
         if dry_run:
             _print(message, None, packed, locked, as_json=as_json)
             return
-        wanted = [source] if locks is None else [source, locks]
         told = partial(_print, message, packed=packed, locked=locked, as_json=False)
-        if node_is_running(home):
-            entry = session.publish(message, project=project_id, now=now_ms())
-            told(entry.id)
-            facts: dict[str, object] = {"published_by": "the node running on this home"}
-            click.echo("the node running on this home publishes it", err=True)
-            code = 0
-            if wait:
-                code = trio.run(_verdicts, home, entry.id, _seconds("--timeout", timeout))
-        else:
-            verdicts = partial(_verdicts, home, seconds=_seconds("--timeout", timeout))
-            entry, facts, code = _hand_over(
-                home,
-                session,
-                project_id,
-                message,
-                wanted,
-                peers,
-                seconds,
-                told,
-                verdicts if wait else None,
-            )
-    if as_json:
-        print_json(
-            {
-                "job": entry.id.hex(),
-                "project": project_id.hex(),
-                "title": message.title,
-                "commit": message.commit,
-                "source": source.hash.hex(),
-                "locks": 0 if locked is None else locked.count,
-                **facts,
-            }
+
+        async def verdicts(job: bytes) -> int:
+            policy = ReaderPolicy(agreeing=message.spec.redundancy)
+            return goes_on(job, await settled(home, job, policy, waits))
+
+        sent = send(
+            home, session, project_id, message, blobs, way, told, verdicts if wait else None
         )
-    ctx.exit(code)
+    if as_json:
+        print_json(sent_facts(sent, project_id, message, locked))
+    elif wait and sent.code != EXIT_USAGE:
+        with Reader(home.ledger) as reader:
+            row = reader.find_job(None, sent.job.hex(), None)
+            print_matrix(row, reader.matrix(row, ReaderPolicy(agreeing=row.redundancy)))
+    ctx.exit(sent.code)
 
 
-def _seconds(option: str, text: str) -> int:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a job gets out where no node runs: whom to call besides, and for how long to try."""
+
+    peers: tuple[str, ...]
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of an announcement."""
+
+    job: bytes
+    facts: dict[str, object]
+    code: int
+
+
+def choose_project(home: Home, session: Session, text: str | None) -> bytes:
+    """The project that is named, or the only one in which this key may announce.
+
+    The full id of a project that is not here yet will do: its record is fetched.
+    """
+    if text is None:
+        with Reader(home.ledger) as reader:
+            known = reader.projects()
+        mine = [state for state in known if state.may_announce(session.key.public, now_ms())]
+        mine = [state for state in mine if not state.record.name.endswith(TRIES)]
+        if len(mine) == 1:
+            return mine[0].id
+        if not mine:
+            raise LocalError(
+                "your key may announce in no project here: 'ponyswarm project create NAME' "
+                "founds one; or name the id of one whose maintainers added your key by --project"
+            )
+        names = ", ".join(f"{state.record.name} ({state.id.hex()[:16]})" for state in mine)
+        raise LocalError(f"your key may announce in several projects: choose by --project: {names}")
     try:
-        return config.parse_duration(text)
-    except ValueError as fault:
-        raise LocalError(f"{option}: {text!r} {fault}") from fault
+        with Reader(home.ledger) as reader:
+            return reader.find_project(text)
+    except LocalError:
+        if len(text) == 64 and not node_is_running(home):
+            return config.parse_project(text)
+        raise
 
 
-def _lock(home: Home, packed: announcing.Packed, now: int) -> announcing.Locked:
+def lock(home: Home, packed: announcing.Packed, now: int) -> announcing.Locked:
+    """Pin what each cell installs, with this machine's interpreters."""
+
     def progress(done: int, total: int, what: str) -> None:
         click.echo(f"pinning what {what} installs ({done + 1} of {total})", err=True)
 
-    settings = config.load(home.ini)
+    settings = config.load(home.ini) if home.ini.exists() else config.Settings()
     found = interpreters.survey(
         settings.interpreters.values(), search=not settings.interpreters
     ).found
@@ -163,13 +172,66 @@ def _lock(home: Home, packed: announcing.Packed, now: int) -> announcing.Locked:
     )
 
 
-def _blobs(
-    packed: announcing.Packed, locked: announcing.Locked | None, session: Session
-) -> tuple[Blob, Blob | None]:
+def draft(
+    session: Session,
+    packed: announcing.Packed,
+    locked: announcing.Locked | None,
+    *,
+    title: str | None,
+    lasts: int,
+) -> tuple[Announce, list[Blob]]:
+    """The announcement to sign, and its blobs, which are kept from here on."""
+    now = now_ms()
     source = session.blobs.put(packed.data)
-    if locked is None or not locked.count:
-        return source, None
-    return source, session.blobs.put(locked.data)
+    locks = None if locked is None or not locked.count else session.blobs.put(locked.data)
+    message = Announce(
+        title=(title or packed.title)[:500],
+        commit=packed.commit,
+        source=source.hash,
+        source_size=source.size,
+        source_name=packed.name,
+        spec=packed.spec,
+        locks=None if locks is None else locks.hash,
+        locks_size=0 if locks is None else locks.size,
+        resolve_before=now,
+        expires=now + 1000 * lasts,
+    )
+    return message, [source] if locks is None else [source, locks]
+
+
+def send(
+    home: Home,
+    session: Session,
+    project: bytes,
+    message: Announce,
+    blobs: Sequence[Blob],
+    way: Way,
+    told: Callable[[bytes], None],
+    then: Callable[[bytes], Awaitable[int]] | None,
+) -> Sent:
+    """Sign an announcement and get it out; ``told`` hears its id, ``then`` gives the code."""
+    if not node_is_running(home):
+        return _hand_over(home, session, project, message, blobs, way, told, then)
+    entry = session.publish(message, project=project, now=now_ms())
+    told(entry.id)
+    click.echo("the node running on this home publishes it", err=True)
+    code = 0 if then is None else trio.run(then, entry.id)
+    return Sent(entry.id, {"published_by": "the node running on this home"}, code)
+
+
+def sent_facts(
+    sent: Sent, project: bytes, message: Announce, locked: announcing.Locked | None
+) -> dict[str, object]:
+    return {
+        "job": sent.job.hex(),
+        "project": project.hex(),
+        "title": message.title,
+        "commit": message.commit,
+        "source": message.source.hex(),
+        "locks": 0 if locked is None else locked.count,
+        "exit_code": sent.code,
+        **sent.facts,
+    }
 
 
 def _print(
@@ -180,8 +242,6 @@ def _print(
     *,
     as_json: bool,
 ) -> None:
-    from ponyswarm.matrix import cells
-
     matrix = cells(message.spec)
     if as_json:
         print_json(
@@ -199,7 +259,8 @@ def _print(
         return
     what = "would be announced" if job is None else f"is job {job.hex()}"
     click.echo(
-        f"{message.title} {what}: {len(matrix)} cells, {message.spec.redundancy} runs of each, "
+        f"{message.title} {what}: {amount(len(matrix), 'cell')}, "
+        f"{amount(message.spec.redundancy, 'run')} of each, "
         f"{len(packed.data):,} bytes of source",
         err=job is not None,
     )
@@ -211,43 +272,20 @@ def _print(
         )
 
 
-async def _verdicts(home: Home, job: bytes, seconds: int) -> int:
-    """Wait until every cell is confirmed, saying what changes; the exit code of `results`."""
-    said = ""
-    cells: list[CellRow] = []
-    with Reader(home.ledger) as reader:
-        row = reader.find_job(None, job.hex(), None)
-        with trio.move_on_after(seconds):
-            while True:
-                cells = reader.matrix(row, ReaderPolicy(agreeing=row.redundancy))
-                counted = Counter(str(cell.finding.verdict) for cell in cells)
-                text = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counted.items()))
-                if text != said:
-                    click.echo(text, err=True)
-                    said = text
-                if all(cell.finding.verdict in CONFIRMED for cell in cells):
-                    break
-                await trio.sleep(1)
-    click.echo(f"'ponyswarm results --job {job.hex()[:16]} …' shows the matrix", err=True)
-    return exit_code(cells)
-
-
 def _hand_over(
     home: Home,
     session: Session,
     project: bytes,
     message: Announce,
     blobs: Sequence[Blob],
-    peers: tuple[str, ...],
-    seconds: int,
+    way: Way,
     told: Callable[[bytes], None],
-    verdicts: Callable[[bytes], Awaitable[int]] | None,
-) -> tuple[Entry, dict[str, object], int]:
+    then: Callable[[bytes], Awaitable[int]] | None,
+) -> Sent:
     """Join the network for as long as it takes; what came of it, and the exit code."""
-    settings = config.load(home.ini)
-    addresses = network_addresses(home, settings, peers)
-    table = PeerTable(home.peers)
-    if not addresses and not table.addresses():
+    addresses, table = known_addresses(home, way.peers)
+    known = session.store.state(project) is not None
+    if not addresses and not table.addresses() and known:
         entry = session.publish(message, project=project, now=now_ms())
         told(entry.id)
         click.echo(
@@ -255,30 +293,24 @@ def _hand_over(
             f"{home.ini}; it is kept, and goes out when 'ponyswarm node' runs",
             err=True,
         )
-        return entry, {"handed_to": [], "entry_only": []}, EXIT_USAGE
-    session.check(message, project, now_ms())
+        return Sent(entry.id, {"handed_to": [], "entry_only": []}, EXIT_USAGE)
+    if known:
+        session.check(message, project, now_ms())
     click.echo("looking for peers to hand it to", err=True)
 
     async def main() -> tuple[Entry, handover.HandedOver, int]:
-        async with open_node(
-            key=session.key,
-            store=session.store,
-            journal=session.journal,
-            blobs=session.blobs,
-            capacity=None,
-            execute=None,
-            listen=(),
-            connectivity=Connectivity(addresses, table),
-        ) as node:
+        async with joined(session, addresses, table) as node:
             await node.follow(project, trusted=False)
+            await fetch_record(node, project, way.seconds)
+            session.check(message, project, now_ms())
             # Signed here and not before: peers are first asked what they know of our feed.
             entry = await node.publish(message, project)
             told(entry.id)
             state = await handover.hand_over(
-                node, project, blobs, seconds=seconds, grace=GRACE, progress=lambda state: None
+                node, project, blobs, seconds=way.seconds, grace=GRACE, progress=lambda state: None
             )
-            if state.whole and verdicts is not None:
-                return entry, state, await verdicts(entry.id)
+            if state.whole and then is not None:
+                return entry, state, await then(entry.id)
             return entry, state, 0
 
     entry, state, code = trio.run(main)
@@ -287,9 +319,8 @@ def _hand_over(
         "entry_only": sorted(keys.peer_id(key) for key in state.entry - state.whole),
     }
     if state.whole:
-        count = len(state.whole)
-        click.echo(f"handed to {count} peer{'s' * (count != 1)}, with its source", err=True)
-        return entry, facts, code
+        click.echo(f"handed to {amount(len(state.whole), 'peer')}, with its source", err=True)
+        return Sent(entry.id, facts, code)
     if state.entry:
         click.echo(
             f"{len(state.entry)} peers hold the announcement, none took the source (volunteers "
@@ -309,4 +340,8 @@ def _hand_over(
             "'ponyswarm node' runs",
             err=True,
         )
-    return entry, facts, EXIT_USAGE
+    return Sent(entry.id, facts, EXIT_USAGE)
+
+
+def amount(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -76,6 +76,7 @@ async def examine(home: Home, *, quick: bool) -> list[Check]:
     checks += await _services(home, settings, holds, quick=quick)
     checks += _room(home, settings)
     checks += _ports(home, settings)
+    checks += _notify(settings)
     return checks
 
 
@@ -323,3 +324,15 @@ def _ports(home: Home, settings: config.Settings) -> Iterator[Check]:
             )
         else:
             yield Check(name="port", state=GOOD, what=f"{address} is free")
+
+
+def _notify(settings: config.Settings) -> Iterator[Check]:
+    if not settings.notify:
+        return
+    program = shlex.split(settings.notify)[0]
+    if shutil.which(program):
+        yield Check(name="notify", state=GOOD, what=settings.notify)
+    else:
+        remedy = f"chmod +x {shlex.quote(program)}"
+        what = f"{program} is no program that can be run"
+        yield Check(name="notify", state=BAD, what=what, remedy=remedy)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import click
@@ -11,13 +13,17 @@ import click
 from ponyswarm import keys
 from ponyswarm.cli import json_option, print_json
 from ponyswarm.cli.opening import node_is_running, now_ms, opened
-from ponyswarm.errors import LocalError
+from ponyswarm.cli.plain import harmless
+from ponyswarm.cli.read import find_job
+from ponyswarm.codec import TestRecord, decode_tests
+from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.home import Home
 from ponyswarm.ledger import dump
 from ponyswarm.ledger.proofs import Held, Log
-from ponyswarm.ledger.queries import Reader
+from ponyswarm.ledger.queries import Reader, ResultRow
 from ponyswarm.messages import Entry
 from ponyswarm.notary import open_notary
+from ponyswarm.policy import ReaderPolicy
 
 POLL = 0.25
 
@@ -33,9 +39,19 @@ POLL = 0.25
     metavar="PROJECT|all",
     help="Write every entry of a project, or of all, for another program to read.",
 )
+@click.option("--junit", metavar="JOB", help="A job's verdicts as JUnit XML, a suite a cell.")
+@click.option("--in-toto", metavar="JOB", help="A signed in-toto test-result attestation.")
+@click.option("--badge", metavar="JOB", help="An SVG badge: '3 of 3 agree'.")
+@click.option("--markdown", metavar="JOB", help="The matrix as Markdown.")
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="FILE."
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+    required=True,
+    help="Where to write it; '-' prints it.",
 )
+@click.option("--policy", default="all", show_default=True, help="all, vouched, or KEY,KEY…")
+@click.option("--agreeing", "-k", type=click.IntRange(1), help="How many must agree.")
 @click.option("--author", metavar="KEY", help="Of a cell's results, the one of this volunteer.")
 @click.option(
     "-n",
@@ -43,7 +59,7 @@ POLL = 0.25
     type=click.IntRange(0),
     default=1,
     show_default=True,
-    help="How many witnesses to wait for.",
+    help="With --proof: how many witnesses to wait for.",
 )
 @click.option(
     "--wait",
@@ -59,21 +75,39 @@ def export(
     home: Home,
     proof: str | None,
     frames: str | None,
+    junit: str | None,
+    in_toto: str | None,
+    badge: str | None,
+    markdown: str | None,
     output: Path,
+    policy: str,
+    agreeing: int | None,
     author: str | None,
     needed: int,
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Write a file that others can check: a proof of one entry, or whole chains of them.
+    """Write what is known here as a file, for other tools or for others to check.
 
-    A proof shows, without PonySwarm or a network, that an entry was here.
-    Witnesses are other nodes: while the node here runs, it asks those it is connected to.
-    'ponyswarm verify --proof FILE' reads the file and says what it proves; so does
+    JOB is the beginning of a job's id, a commit, or a project (its latest job). JUnit XML,
+    badge and Markdown say what your policy makes of the results; the attestation is signed
+    by your key and written only when every cell is confirmed.
+
+    A proof shows, without PonySwarm or a network, that an entry was here. Witnesses are
+    other nodes: while the node here runs, it asks those it is connected to. 'ponyswarm
+    verify --proof FILE' reads the file and says what it proves; so does
     ponyswarm/ledger/verifier.py, copied alone to a machine with PyNaCl.
     """
-    if (proof is None) == (frames is None):
-        raise click.UsageError("say either --proof ENTRY|CELL or --frames PROJECT|all")
+    views = {"junit": junit, "in-toto": in_toto, "badge": badge, "markdown": markdown}
+    wanted = [(form, job) for form, job in views.items() if job is not None]
+    if len(wanted) + (proof is not None) + (frames is not None) != 1:
+        raise click.UsageError(
+            "say one of --proof, --frames, --junit, --in-toto, --badge, --markdown"
+        )
+    if wanted:
+        ((form, job),) = wanted
+        _view(home, form, job, output, policy, agreeing, as_json=as_json)
+        return
     if frames is not None:
         _frames(home, frames, output, as_json=as_json)
         return
@@ -116,6 +150,69 @@ def export(
         click.echo(
             f"warning: {len(held.witnesses)} of the {needed} witnesses wanted; {why}", err=True
         )
+
+
+def _view(
+    home: Home,
+    form: str,
+    job: str,
+    output: Path,
+    policy: str,
+    agreeing: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """What a job came to, in one of the forms that other tools read."""
+    with Reader(home.ledger) as reader:
+        row = find_job(reader, job)
+        chosen = ReaderPolicy.parse(policy, agreeing or row.redundancy)
+        cells = reader.cells(row, chosen)
+        announce = reader.announce(row.id)
+    assert announce is not None
+    match form:
+        case "junit":
+            from ponyswarm import junit
+
+            buffer = BytesIO()
+            junit.of_job(row.title, cells, partial(_tests, home)).write(buffer, pretty=True)
+            data = buffer.getvalue()
+        case "in-toto":
+            from ponyswarm import attestation
+
+            said = attestation.statement(row, announce, cells, chosen)
+            data = attestation.envelope(said, keys.load(home.key)).encode()
+        case "badge":
+            from ponyswarm import badge
+
+            data = badge.svg(cells).encode()
+        case _:
+            from ponyswarm import summary
+
+            data = summary.markdown(row, cells).encode()
+    if output == Path("-"):
+        click.echo(data, nl=False)
+        return
+    try:
+        output.write_bytes(data)
+    except OSError as fault:
+        raise LocalError(
+            f"{output} cannot be written: {fault.strerror}; name another file by -o"
+        ) from fault
+    if as_json:
+        print_json({"file": str(output), "bytes": len(data), "job": row.id.hex()})
+    else:
+        click.echo(f"{output}: {len(data)} bytes, {harmless(row.title)}")
+
+
+def _tests(home: Home, row: ResultRow) -> Sequence[TestRecord]:
+    """A result's list of tests, where its blob is here."""
+    if row.result.tests is None:
+        return ()
+    name = row.result.tests.hash.hex()
+    try:
+        return decode_tests((home.blobs / name[:2] / name[2:]).read_bytes())
+    except (OSError, PeerError):
+        return ()
 
 
 def _frames(home: Home, project: str, output: Path, *, as_json: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -52,31 +54,21 @@ def init(
         return
     found = survey(map(Path, pythons), search=not pythons)
     if pythons and found.skipped:
-        raise LocalError("; ".join(item.reason for item in found.skipped))
-    services = _services()
+        raise LocalError(
+            "; ".join(item.reason for item in found.skipped)
+            + ": name a Python that works by --python, or leave it out to have them found"
+        )
+    services = services_here()
     if not as_json:
         _show(found)
         if services:
-            click.echo(f"  services: {', '.join(services)} (offer them under [services])")
+            click.echo(f"  services: {', '.join(services)}")
+    chosen = Chosen(listen=listen or config.DEFAULT_LISTEN, slots=share()[0])
     if not (yes or as_json) and sys.stdin.isatty():
-        listen = listen or click.prompt(
-            "Address to listen on", default=config.DEFAULT_LISTEN, value_proc=_ask_listen
-        )
-        click.confirm(f"Write {home.ini}?", default=True, abort=True)
-    home.create()
+        chosen = _ask(listen, services)
     if home.ini.exists():
         shutil.copy2(home.ini, home.ini.with_name(home.ini.name + ".old"))
-    slots, memory = _share()
-    text = config.template(
-        listen=listen or config.DEFAULT_LISTEN,
-        slots=slots,
-        memory=memory,
-        interpreters={item.name: item.path for item in found.found},
-        services=services,
-    )
-    config.parse(text, str(home.ini))
-    made = _ensure_key(home)
-    config.write(home.ini, text)  # Last: while it is missing, init is not done.
+    made = set_up(home, found, chosen, services)
     if as_json:
         print_json(
             {
@@ -103,6 +95,58 @@ def init(
     if not _sandbox() and sys.platform.startswith("linux"):
         click.echo("bubblewrap is missing: without it no job runs here; install it", err=True)
     click.echo("Next: 'ponyswarm trust add PROJECT_ID', then 'ponyswarm node'.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What a person may decide when a home is made."""
+
+    listen: str
+    slots: int
+    offer: tuple[str, ...] = ()
+
+
+def set_up(home: Home, found: Survey, chosen: Chosen, services: Sequence[str]) -> bool:
+    """Make a home: folders, key, settings; whether the key is new."""
+    home.create()
+    text = config.template(
+        listen=chosen.listen,
+        slots=chosen.slots,
+        memory=share()[1],
+        interpreters={item.name: item.path for item in found.found},
+        services=services,
+    )
+    config.parse(text, str(home.ini))
+    made = _ensure_key(home)
+    config.write(home.ini, text)  # Last: while it is missing, init is not done.
+    for name in chosen.offer:
+        config.offer_service(home.ini, name)
+    return made
+
+
+def ensure(home: Home) -> None:
+    """Make a home with what `init --yes` would choose, where there is none yet."""
+    if home.key.exists():
+        return
+    click.echo(f"setting this machine up first, in {home.config_dir}", err=True)
+    if home.ini.exists():
+        _ensure_key(home)
+        return
+    chosen = Chosen(listen=config.DEFAULT_LISTEN, slots=share()[0])
+    set_up(home, survey(), chosen, services_here())
+
+
+def _ask(listen: str | None, services: Sequence[str]) -> Chosen:
+    """The three questions of `init`; Enter takes what is proposed."""
+    slots = click.prompt("How many runs at once", default=share()[0], type=click.IntRange(1, 1024))
+    listen = listen or click.prompt(
+        "Address to listen on", default=config.DEFAULT_LISTEN, value_proc=_ask_listen
+    )
+    offer: tuple[str, ...] = ()
+    names = tuple(dict.fromkeys(words.split()[0] for words in services))
+    if names and click.confirm(f"Offer {', '.join(names)} to jobs, on servers of their own?"):
+        offer = names
+    return Chosen(listen=listen, slots=slots, offer=offer)
 
 
 def _ask_listen(text: str) -> str:
@@ -133,7 +177,7 @@ def _sandbox() -> str | None:
     return shutil.which("bwrap")
 
 
-def _services() -> list[str]:
+def services_here() -> list[str]:
     """The services that could be offered here, as ``name version``."""
     import trio
 
@@ -144,7 +188,7 @@ def _services() -> list[str]:
     return [one.words for one in probed.values() if isinstance(one, Offer)]
 
 
-def _share() -> tuple[int, int]:
+def share() -> tuple[int, int]:
     """(runs at once, bytes of memory for each): half of the machine at most."""
     import psutil
 

@@ -18,7 +18,7 @@ import trio
 from filelock import FileLock, Timeout
 
 from ponyswarm import config, keys, status
-from ponyswarm.cli import live
+from ponyswarm.cli import live, notifying
 from ponyswarm.cli.opening import opened, service_options
 from ponyswarm.cli.plain import start_logging
 from ponyswarm.errors import InfraError, LocalError
@@ -229,6 +229,8 @@ async def _run(
             nursery.start_soon(_watch_settings, home, opened_node)
             if pages is not None:
                 nursery.start_soon(pages)
+            if settings.notify:
+                nursery.start_soon(notifying.run, settings.notify, home.ledger, home.told)
             if once:
                 nursery.start_soon(_until_idle, opened_node, nursery.cancel_scope)
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

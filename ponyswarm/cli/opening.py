@@ -22,6 +22,14 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
+def seconds_of(option: str, text: str) -> int:
+    """The duration that an option was given. `LocalError` names the option."""
+    try:
+        return config.parse_duration(text)
+    except ValueError as fault:
+        raise LocalError(f"{option}: {text!r} {fault}") from fault
+
+
 @contextmanager
 def opened(home: Home, *, archive: bool = False) -> Iterator[Session]:
     """The home's session, with the budgets of its settings; an archive's blobs have none."""

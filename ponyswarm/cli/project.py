@@ -41,10 +41,15 @@ def project() -> None:
 def create(
     home: Home, name: str, url: str, announcers: tuple[str, ...], redundancy: int, as_json: bool
 ) -> None:
-    """Found a project; your key becomes its root."""
+    """Found a project; your key becomes its root.
+
+    Where this machine has no home yet, one is made first, as 'init --yes' would.
+    """
     from ponyswarm import config
+    from ponyswarm.cli.init import ensure
     from ponyswarm.messages import CrossCheck, Project
 
+    ensure(home)
     with opened(home) as session:
         record = Project(
             name=name,

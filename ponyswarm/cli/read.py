@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -54,6 +55,20 @@ def exit_code(cells: Sequence[CellRow]) -> int:
     if Verdict.CONFIRMED_FAIL in verdicts:
         return EXIT_BAD
     return 0 if verdicts == {Verdict.CONFIRMED_PASS} else EXIT_INCONCLUSIVE
+
+
+def find_job(reader: Reader, text: str) -> JobRow:
+    """A job by the beginning of its id, by commit, or as the latest of a project."""
+    with suppress(LocalError):
+        return reader.find_job(None, text, None)
+    with suppress(LocalError):
+        return reader.find_job(None, None, text)
+    with suppress(LocalError):
+        return reader.find_job(reader.find_project(text), None, None)
+    raise LocalError(
+        f"{text!r} is neither a job, nor a commit, nor a project with jobs in this ledger: "
+        "'ponyswarm log' shows what is there"
+    )
 
 
 def cell_facts(cell: CellRow, point: Cell | None) -> dict[str, object]:

@@ -90,8 +90,7 @@ def print_matrix(job: JobRow, cells: Sequence[CellRow]) -> None:
     for cell in cells:
         finding = cell.finding
         if finding.dissent or finding.broken or finding.verdict is Verdict.CONFIRMED_FAIL:
-            place = " ".join(part for part in (cell.python, cell.services, cell.factors) if part)
-            out.print(f"{escape(place)}: {verdict_text(finding)}")
+            out.print(f"{escape(cell.place)}: {verdict_text(finding)}")
     tests = sum(cell.finding.tests for cell in cells)
     good = sum(cell.finding.verdict is Verdict.CONFIRMED_PASS for cell in cells)
     out.print(f"{good} of {len(cells)} cells are a confirmed pass, {tests} tests in all")

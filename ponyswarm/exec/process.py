@@ -3,9 +3,10 @@
 A process is spawned on the calling (main) thread, because the kernel ties
 ``--die-with-parent`` to the *thread* that spawned, and trio's own helpers use one that
 expires after ten seconds. Waiting goes through trio by a pidfd. The environment is
-always given, every other descriptor closed, standard input empty. Whatever happens,
-cancellation included, the tree is dead when `run` returns. Called by `sandbox` (for
-everything of a job) and `environment` and `resolve` (for uv).
+always given, every other descriptor closed, standard input empty unless bytes are given.
+Whatever happens, cancellation included, the tree is dead when `run` returns. Called by
+`sandbox` (for everything of a job), `environment` and `resolve` (for uv), and for the
+owner's notify command.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -179,6 +181,7 @@ async def run(
     pulse: Callable[[], float] | None = None,
     stop: Callable[[int], bool] | None = None,
     keep_bytes: int = 1 << 20,
+    stdin: bytes = b"",
 ) -> Ended:
     """Run a process to its end, or to the end of our patience.
 
@@ -188,10 +191,11 @@ async def run(
     """
     reader, writer = os.pipe()
     _widen(reader)
+    given = _unnamed(stdin)
     try:
         process = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
+            stdin=given,
             stdout=writer,
             stderr=writer,
             env=dict(env),
@@ -205,6 +209,7 @@ async def run(
         raise InfraError(f"{argv[0]} does not start: {fault}") from fault
     finally:
         os.close(writer)
+        os.close(given)
         for descriptor in pass_fds:
             os.close(descriptor)
     run_ = _Run(patience, keep_bytes)
@@ -269,6 +274,16 @@ def _widen(pipe: int) -> None:
     # The kernel may refuse: what one user's pipes may hold is limited.
     with suppress(OSError, AttributeError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+
+def _unnamed(data: bytes) -> int:
+    """A descriptor to read these bytes from: a file without a name, so that nobody blocks on it."""
+    if not data:
+        return os.open(os.devnull, os.O_RDONLY)
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        return os.dup(file.fileno())
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

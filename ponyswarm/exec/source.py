@@ -235,6 +235,14 @@ def pack(repository: Path, commit: str = "HEAD") -> tuple[bytes, str]:
     return _archive((path, mode, _blob(blobs)) for path, mode, _ in entries), id_
 
 
+def head(repository: Path) -> str:
+    """The commit that is checked out; "" in a repository that has none yet."""
+    try:
+        return _git(repository, "rev-parse", "--verify", "HEAD").decode().strip()
+    except LocalError:
+        return ""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkingTree:
     """A packed working tree, and the files that git does not track and so are not in it."""

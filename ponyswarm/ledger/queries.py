@@ -93,6 +93,11 @@ class CellRow:
     runs: int = 0
     results: tuple[ResultRow, ...] = ()
 
+    @property
+    def place(self) -> str:
+        """Where in the matrix it is, in words: ``3.12 postgresql django=5.2``."""
+        return " ".join(part for part in (self.python, self.services, self.factors) if part)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRow:

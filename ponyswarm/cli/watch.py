@@ -1,0 +1,197 @@
+"""``ponyswarm watch``: a job's matrix while it fills in, and an exit code when it has."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+import trio
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.text import Text
+
+from ponyswarm.cli import EXIT_INTERRUPTED, EXIT_UNTRUSTED, json_option, print_json
+from ponyswarm.cli.joining import joined, known_addresses
+from ponyswarm.cli.opening import node_is_running, now_ms, opened, seconds_of
+from ponyswarm.cli.plain import harmless
+from ponyswarm.cli.read import cell_facts, exit_code, find_job, job_facts
+from ponyswarm.cli.tables import matrix_table, print_matrix, verdict_text
+from ponyswarm.home import Home
+from ponyswarm.ledger.queries import CellRow, JobRow, Reader
+from ponyswarm.ledger.verdicts import CONFIRMED, Verdict
+from ponyswarm.policy import ReaderPolicy
+
+POLL = 0.5
+
+Show = Callable[[Sequence[CellRow]], None]
+
+
+@click.command()
+@click.argument("job")
+@click.option("--policy", default="all", show_default=True, help="all, vouched, or KEY,KEY…")
+@click.option("--agreeing", "-k", type=click.IntRange(1), help="How many must agree.")
+@click.option("--timeout", default="1 h", show_default=True, help="How long at the most.")
+@click.option("--fail-fast", is_flag=True, help="End at the first confirmed failure.")
+@click.option("--peer", "peers", multiple=True, metavar="ADDR", help="Call this node as well.")
+@json_option
+@click.pass_context
+def watch(
+    ctx: click.Context,
+    job: str,
+    policy: str,
+    agreeing: int | None,
+    timeout: str,
+    fail_fast: bool,
+    peers: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Show the matrix of JOB while it fills in; end when every cell is confirmed.
+
+    JOB is the beginning of a job's id, a commit, or a project (its latest job). With a node
+    on this home its ledger is watched; without one this command joins the network for as
+    long. Exits 0 when every cell is a confirmed pass, 1 when one is a confirmed failure, 3
+    when something is still open or disputed, 4 when the announcing key does not count.
+    """
+    home: Home = ctx.obj
+    seconds = seconds_of("--timeout", timeout)
+    with Reader(home.ledger) as reader:
+        row = find_job(reader, job)
+    chosen = ReaderPolicy.parse(policy, agreeing or row.redundancy)
+
+    async def here() -> int:
+        code = await settled(home, row.id, chosen, seconds, fail_fast=fail_fast)
+        return goes_on(row.id, code)
+
+    if node_is_running(home):
+        code = trio.run(here)
+    else:
+        addresses, table = known_addresses(home, peers)
+        with opened(home) as session:
+
+            async def among_peers() -> int:
+                async with joined(session, addresses, table) as node:
+                    await node.follow(row.project, trusted=False)
+                    return await here()
+
+            code = trio.run(among_peers)
+    with Reader(home.ledger) as reader:
+        cells = reader.matrix(row, chosen)
+        points = reader.points(row.id)
+    if as_json:
+        facts = [cell_facts(cell, points.get(cell.id)) for cell in cells]
+        print_json({**job_facts(row), "exit_code": code, "cells": facts})
+    else:
+        print_matrix(row, cells)
+    ctx.exit(code)
+
+
+async def settled(
+    home: Home, job: bytes, policy: ReaderPolicy, seconds: float, *, fail_fast: bool = False
+) -> int:
+    """Wait until every cell of a job is confirmed, and show what changes meanwhile.
+
+    It also ends when the job was withdrawn or has expired, after ``seconds``, and by Ctrl-C
+    (130). Else the exit code is that of ``results``, or 4 when the key that announced the
+    job does not count.
+    """
+    cells: list[CellRow] = []
+    interrupted = False
+    with Reader(home.ledger) as reader:
+        row = reader.find_job(None, job.hex(), None)
+        with (
+            _shown(row) as show,
+            trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
+            trio.move_on_after(seconds),
+        ):
+            while True:
+                cells = reader.matrix(row, policy)
+                show(cells)
+                verdicts = {cell.finding.verdict for cell in cells}
+                row = reader.find_job(None, job.hex(), None)
+                if verdicts <= CONFIRMED or row.withdrawn or row.expires <= now_ms():
+                    break
+                if fail_fast and Verdict.CONFIRMED_FAIL in verdicts:
+                    break
+                with trio.move_on_after(POLL):
+                    await anext(signals)
+                    interrupted = True
+                    break
+        why = _distrust(reader, row)
+    if why is not None:
+        click.echo(f"this job does not count: {why}", err=True)
+        return EXIT_UNTRUSTED
+    if interrupted:
+        return EXIT_INTERRUPTED
+    if row.withdrawn:
+        click.echo("the job was withdrawn: nobody runs it any more", err=True)
+    return exit_code(cells)
+
+
+def goes_on(job: bytes, code: int) -> int:
+    """Tell who stopped waiting how to come back; the same code."""
+    if code == EXIT_INTERRUPTED:
+        click.echo(f"the job goes on: 'ponyswarm watch {job.hex()[:16]}' shows it again", err=True)
+    return code
+
+
+def _distrust(reader: Reader, job: JobRow) -> str | None:
+    """Why an announcement is worth nothing now; None when it stands."""
+    state = reader.project(job.project)
+    if state is None or not state.may_announce(job.announcer, job.announced):
+        return "its key had no right to announce it when it did"
+    if job.announcer in reader.forked(job.project):
+        return "its key signed two histories"
+    return None
+
+
+@contextmanager
+def _shown(job: JobRow) -> Iterator[Show]:
+    """The matrix redrawn on a terminal; elsewhere a line for each cell whose verdict changed."""
+    began = time.monotonic()
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    screen = Console(stderr=True, highlight=False)
+    with Live(console=screen, auto_refresh=False, transient=True) as live:
+
+        def show(cells: Sequence[CellRow]) -> None:
+            live.update(_view(job, cells, time.monotonic() - began), refresh=True)
+
+        yield show
+
+
+def _view(job: JobRow, cells: Sequence[CellRow], seconds: float) -> Group:
+    done = sum(cell.finding.verdict in CONFIRMED for cell in cells)
+    runs = sum(cell.runs for cell in cells)
+    head = Text(
+        f"{harmless(job.title)}  {done} of {len(cells)} cells confirmed, {runs} runs, "
+        f"{seconds:.0f} s"
+    )
+    return Group(head, matrix_table(cells))
+
+
+def _lines() -> Show:
+    before: dict[bytes, str] = {}
+    out = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def show(cells: Sequence[CellRow]) -> None:
+        for cell in cells:
+            text = verdict_text(cell.finding)
+            if before.get(cell.id, _unspoken(cell)) != text:
+                place = " ".join(
+                    part for part in (cell.python, cell.services, cell.factors) if part
+                )
+                out.print(f"{escape(harmless(place))}: {text}")
+            before[cell.id] = text
+
+    return show
+
+
+def _unspoken(cell: CellRow) -> str:
+    """What needs no line: a cell that nobody has run yet."""
+    return verdict_text(cell.finding) if cell.finding.verdict is Verdict.PENDING else ""
