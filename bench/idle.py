@@ -185,30 +185,14 @@ async def _node(dial: str | None) -> None:
 async def _bare(dial: str | None) -> None:
     """A host with the settings that the measurements recommend, and no more."""
     import logging
-    import socket
 
     import trio
-    from libp2p import new_host
-    from libp2p.crypto.ed25519 import create_new_key_pair
-    from libp2p.crypto.x25519 import create_new_key_pair as x25519
     from libp2p.network.config import ConnectionConfig
-    from libp2p.peer.peerinfo import info_from_p2p_addr
-    from libp2p.pubsub.gossipsub import GossipSub
-    from libp2p.pubsub.pubsub import Pubsub
-    from libp2p.security.noise.transport import PROTOCOL_ID, Transport
-    from libp2p.tools.anyio_service import background_trio_service
-    from multiaddr import Multiaddr
+
+    from bench.bare import bare_dial, bare_gossip, bare_host, running
 
     logging.basicConfig(level=logging.CRITICAL)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    pair = create_new_key_pair()
-    address = Multiaddr(f"/ip4/127.0.0.1/tcp/{port}")
-    host = new_host(
-        key_pair=pair,
-        listen_addrs=[address],
-        sec_opt={PROTOCOL_ID: Transport(pair, noise_privkey=x25519().private_key)},
+    host = bare_host(
         connection_config=ConnectionConfig(
             min_connections=0,
             low_watermark=0,
@@ -219,27 +203,13 @@ async def _bare(dial: str | None) -> None:
             abort_connection_on_ping_failure=True,
         ),
     )
-    router = GossipSub(
-        protocols=["/meshsub/1.1.0"],
-        degree=6,
-        degree_low=4,
-        degree_high=12,
-        heartbeat_interval=1,
-        spam_protection_enabled=False,
-        adaptive_gossip_enabled=False,
-        eclipse_protection_enabled=False,
-    )
-    pubsub = Pubsub(host, router)
-    async with (
-        host.run([address]),
-        background_trio_service(pubsub),
-        background_trio_service(router),
-    ):
+    pubsub, router = bare_gossip(host)
+    async with running(host, pubsub, router):
         for topic in TOPICS:
             await pubsub.subscribe(topic)
         if dial is not None:
-            await host.connect(info_from_p2p_addr(Multiaddr(dial)))
-        print(f"{address}/p2p/{host.get_id()}", flush=True)
+            await bare_dial(host, dial)
+        print(host.lab_address, flush=True)
         await trio.sleep_forever()
 
 
