@@ -1,8 +1,8 @@
 """``ponyswarm run`` beside tox, tox-uv and nox: one suite over several Pythons, on one machine.
 
-All of them get the same source, the same requirements and as many cells at once as they
-can (nox runs one after the other). *Fresh* starts with neither environments nor caches,
-each contender with its own; *repeated* is the median of rounds in which every contender
+All of them get the same source, the same requirements and as many cells at once as there
+are CPUs (nox runs one after the other). *Fresh* starts with neither environments nor caches,
+each contender with its own; *repeated* is the median of three rounds in which every contender
 runs once, in turn. Beside them runs plain pytest in ready environments, just as many at
 once: what is above it is overhead. To add a contender, give `contenders` its command.
 """
@@ -33,10 +33,14 @@ from ponyswarm.exec.sandbox import Holds, Limits, Sandbox
 MINORS = ("3.10", "3.11", "3.12", "3.13")
 QUICK_MINORS = ("3.11", "3.12")
 # --quick leaves out nox when the others took longer than this, and says so.
-QUICK_SECONDS = 18.0
+QUICK_SECONDS = 15.0
+ROUNDS = 3
+OURS, TOX, TOX_UV, NOX, NOX_UV = "ponyswarm run", "tox -p", "tox-uv -p", "nox", "nox with uv"
+PLAIN = "plain pytest"
+GOALS = {(TOX_UV, "fresh"): "<= 0.8x", (TOX, "repeated"): "<= 0.5x"}
 SUITES = {"click": ("8.5.1", ["pytest"]), "itsdangerous": ("2.2.0", ["freezegun", "pytest"])}
 
-TOX = """\
+TOX_INI = """\
 [tox]
 env_list = {envs}
 [testenv]
@@ -44,7 +48,7 @@ deps =
 {deps}
 commands = pytest -q tests
 """
-NOX = """\
+NOXFILE = """\
 import nox
 
 @nox.session(python={pythons!r})
@@ -97,18 +101,20 @@ class Place:
         deps = "\n".join(f"    {need}" for need in self.needs)
         envs = ",".join(f"py{minor.replace('.', '')}" for minor in minors)
         # tox and nox must not find the project's own settings, nor pytest other options.
-        (self.tree / "tox.ini").write_text(TOX.format(envs=envs, deps=deps))
-        (self.tree / "noxfile.py").write_text(NOX.format(pythons=minors, deps=self.needs))
+        (self.tree / "tox.ini").write_text(TOX_INI.format(envs=envs, deps=deps))
+        (self.tree / "noxfile.py").write_text(NOXFILE.format(pythons=minors, deps=self.needs))
         (self.root / "spec.toml").write_text(SPEC.format(pythons=minors, deps=self.needs))
 
     def tools(self, name: str, *packages: str) -> Path:
         """A virtualenv for a tool, made by uv."""
         folder = self.root / f"tools-{name}"
+        if folder.exists():
+            return folder / "bin"
         uv, quiet = uv_binary(), {**os.environ, **index.environment()}
         base = next(iter(self.pythons.values())).path
         for words in (
             ["venv", "-q", "--python", base, str(folder)],
-            ["pip", "install", "-q", "--python", str(folder), *packages],
+            ["pip", "install", "-q", "--compile-bytecode", "--python", str(folder), *packages],
         ):
             subprocess.run([uv, *words], check=True, env=quiet, capture_output=True)
         return folder / "bin"
@@ -118,7 +124,8 @@ class Place:
         cache = self.root / f"cache-{name}"
         home = self.root / f"home-{name}"
         home.mkdir(exist_ok=True)
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(("TOX", "NOX", "VIRTUAL"))}
+        ours = ("TOX", "NOX", "VIRTUAL", "PYTHON", "PIP", "UV", "PYTEST")
+        keep = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         return {
             **keep,
             **index.environment(),
@@ -133,27 +140,33 @@ class Place:
         }
 
     def contenders(self, quick: bool) -> Iterator[Contender]:
-        """Each with its tool installed when its turn comes; the one that counts most first."""
+        """Each with its tool installed when its turn comes; those with a goal first."""
         at_once = str(self.at_once)
         ours = [
             *(sys.executable, "-m", "ponyswarm"),
             *("--home", str(self.root / "home"), "run", str(self.tree)),
             *("--spec", str(self.root / "spec.toml"), "-j", at_once),
         ]
-        yield Contender("ponyswarm run", ours, ours, self.environment("ponyswarm"))
-        tox = self.tools("tox", "tox")
-        parallel = [str(tox / "tox"), "-q", "-p", at_once, "--workdir", str(self.root / "tox")]
-        yield Contender(f"tox -p {at_once}", parallel, parallel, self.environment("tox"))
-        if quick and self.late():
-            print("nox is left out: no time for it in a quick run")
-            return
-        nox = self.tools("nox", "nox")
-        session = [str(nox / "nox"), "--envdir", str(self.root / "nox")]
-        yield Contender("nox", session, [*session, "-R"], self.environment("nox"))
-        if not quick:
-            with_uv = self.tools("tox-uv", "tox", "tox-uv")
-            uv = [str(with_uv / "tox"), "-q", "-p", at_once, "--workdir", str(self.root / "toxuv")]
-            yield Contender("tox-uv -p", uv, uv, self.environment("tox-uv"))
+        # Installed tools have their bytecode; so has ours, once it was imported.
+        subprocess.run(
+            [sys.executable, "-c", "import virtualenv, ponyswarm.cli.run"],
+            env=self.environment("ponyswarm"),
+            check=True,
+        )
+        yield Contender(OURS, ours, ours, self.environment("ponyswarm"))
+        for name, packages in ((TOX_UV, ("tox", "tox-uv")), (TOX, ("tox",))):
+            tox = str(self.tools(name, *packages) / "tox")
+            command = [tox, "-q", "-p", at_once, "--workdir", str(self.root / name)]
+            yield Contender(name, command, command, self.environment(name))
+        for name in (NOX, NOX_UV):
+            if quick and self.late():
+                print(f"{name} is left out: no time for it in a quick run")
+                continue
+            nox = str(self.tools("nox", "nox") / "nox")
+            backend = "uv" if name is NOX_UV else "virtualenv"
+            session = [nox, "--envdir", str(self.root / name), "-db", backend]
+            # -R keeps environments and installs nothing again, not even the project.
+            yield Contender(name, session, [*session, "-R"], self.environment(name))
 
     def late(self) -> bool:
         return time.perf_counter() - self.began > QUICK_SECONDS
@@ -170,12 +183,12 @@ class Place:
     def plain(self) -> float:
         """pytest alone, in tox's ready environments, as many at once."""
         names = [f"py{minor.replace('.', '')}" for minor in self.pythons]
-        environment = {**self.environment("plain"), "PYTHONDONTWRITEBYTECODE": ""}
+        environment = self.environment("plain")
         began = time.perf_counter()
         with ThreadPoolExecutor(self.at_once) as pool:
             commands = [
                 [
-                    str(self.root / "tox" / n / "bin" / "pytest"),
+                    str(self.root / TOX / n / "bin" / "pytest"),
                     "-q",
                     "-p",
                     "no:cacheprovider",
@@ -210,59 +223,53 @@ def sandbox_cost(rounds: int) -> tuple[float, float]:
 
 
 def measure(quick: bool) -> list[Row]:
-    suite = "itsdangerous" if quick else "click"
-    wanted = QUICK_MINORS if quick else MINORS
+    minors = QUICK_MINORS if quick else MINORS
     every = [one for one in discover() if one.implementation == "cpython" and not one.free_threaded]
     pythons = []
-    for minor in wanted:
+    for minor in minors:
         pythons += [one for one in every if one.version.startswith(f"{minor}.")][:1]
     if not pythons:
         raise SystemExit("none of the Pythons that this benchmark uses is here")
-    with tempfile.TemporaryDirectory(prefix="ponyswarm-bench-") as folder:
-        place = Place(Path(folder).resolve(), suite, pythons)
-        fresh: dict[str, float] = {}
-        taken: list[Contender] = []
-        for one in place.contenders(quick):
-            fresh[one.name] = place.run(one.command, one.environment)
-            taken.append(one)
-        repeated = _repeated(place, taken, 1 if quick else 3)
-    return _rows(f"{suite} x {len(pythons)}", len(pythons), fresh, repeated, place.at_once)
+    rows = []
+    for suite in ("itsdangerous",) if quick else SUITES:
+        with tempfile.TemporaryDirectory(prefix="ponyswarm-bench-") as folder:
+            place = Place(Path(folder).resolve(), suite, pythons)
+            fresh: dict[str, float] = {}
+            taken: list[Contender] = []
+            for one in place.contenders(quick):
+                fresh[one.name] = place.run(one.command, one.environment)
+                taken.append(one)
+            repeated = _repeated(place, taken)
+        rows += _rows(f"{suite} x {len(pythons)}", len(pythons), fresh, repeated)
+    inside, outside = sandbox_cost(20)
+    rows.append(Row("a process in the sandbox, ms", inside * 1000, "one outside", outside * 1000))
+    return rows
 
 
-def _repeated(place: Place, taken: list[Contender], rounds: int) -> dict[str, float]:
+def _repeated(place: Place, taken: list[Contender]) -> dict[str, float]:
     """Each contender once a round, in turn, so that a noisy minute hits them alike."""
     runs: dict[str, Callable[[], float]] = {
         one.name: (lambda one=one: place.run(one.again, one.environment))  # type: ignore[misc]
         for one in taken
     }
-    if any(name.startswith("tox") for name in runs):
-        runs["plain pytest"] = place.plain
+    runs[PLAIN] = place.plain
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for name, run in runs.items():
             times[name].append(run())
     return {name: statistics.median(found) for name, found in times.items()}
 
 
 def _rows(
-    what: str, cells: int, fresh: dict[str, float], repeated: dict[str, float], at_once: int
-) -> list[Row]:
-    ours = "ponyswarm run"
-    goals = {"tox-uv -p": ("<= 0.8x", ""), f"tox -p {at_once}": ("", "<= 0.5x")}
-    rows = []
+    what: str, cells: int, fresh: dict[str, float], repeated: dict[str, float]
+) -> Iterator[Row]:
     for state, times in (("fresh", fresh), ("repeated", repeated)):
         for name, seconds in times.items():
-            if name not in (ours, "plain pytest"):
-                goal = goals.get(name, ("", ""))[state == "repeated"]
-                rows.append(Row(f"{what}, {state}, s", times[ours], name, seconds, goal))
-    if "plain pytest" in repeated:
-        plain = repeated["plain pytest"]
-        rows.append(Row(f"{what}, repeated, s", repeated[ours], "plain pytest", plain))
-        over = (repeated[ours] - plain) / cells * 1000
-        rows.append(Row("overhead over plain pytest, ms a cell", over, goal="<= 150"))
-    inside, outside = sandbox_cost(20)
-    rows.append(Row("a process in the sandbox, ms", inside * 1000, "one outside", outside * 1000))
-    return rows
+            if name != OURS:
+                goal = GOALS.get((name, state), "")
+                yield Row(f"{what}, {state}, s", times[OURS], name, seconds, goal)
+    over = (repeated[OURS] - repeated[PLAIN]) / cells * 1000
+    yield Row(f"{what}: overhead over {PLAIN}, ms a cell", over, goal="<= 150")
 
 
 if __name__ == "__main__":

@@ -31,8 +31,11 @@ from ponyswarm.exec.sandbox import Sandbox
 SECONDS = 120.0
 MAX_BYTES = 1 << 30
 MAX_FILES = 2_000
-# Below this a run compiles its tests itself sooner than a sandbox and pytest start.
+MANY_FILES = 2_000
+# A run compiles this much itself as soon as a sandbox and pytest start; of what was there
+# before, and so may come again, less is worth it.
 WORTH_BYTES = 100_000
+WORTH_AGAIN_BYTES = 20_000
 TEST_FILES = ("test_*.py", "*_test.py", "conftest.py")
 CONFIGURATION = (
     "pyproject.toml",
@@ -45,13 +48,16 @@ CONFIGURATION = (
 # With it pytest rewrites assertions in another way.
 OTHER_REWRITING = "enable_assertion_pass_hook"
 FAILED = ".none"
+SEEN = ".seen"
 PROGRAM = Path(__file__).parent / "reporter" / "_ponyswarm_bytecode.py"
 
-# The interpreter alone compiles, without any site. Packages' own tests are not run, and of
-# the five hundred lexers that come with every pytest, none but Python's is.
+# The interpreter alone compiles, without any site.
+# Packages' own tests are not run, nor most of the hundreds of lexers that pytest brings.
+LEFT_OUT = (
+    "/tests?/|/pygments/(lexers|styles|formatters)/(?!__init__|_mapping|python|default|terminal)"
+)
 ENVIRONMENT = """\
-PYTHONPYCACHEPREFIX=/project/pyc "$1" -S -m compileall -q -j 0 \
-    -x '/tests?/|/pygments/lexers/(?!__init__|_mapping|python)' \
+PYTHONPYCACHEPREFIX=/project/pyc "$1" -S -m compileall -q -j "$3" -x "$4" \
     --invalidation-mode unchecked-hash /env/lib > /dev/null || true
 cd /project/pyc/env && tar -c -f - lib > "$2"
 """
@@ -70,17 +76,25 @@ def site_packages(environment: Path) -> list[Path]:
     ]
 
 
+def ahead(interpreter: Installed) -> bool:
+    """Whether this interpreter can compile to another place, by content: since 3.8."""
+    return not interpreter.version.startswith(("2.", "3.6.", "3.7."))
+
+
 async def of_environment(
     sandbox: Sandbox, folder: Path, interpreter: Installed, channels: Path
 ) -> None:
     """Add bytecode to an environment that is not yet in use."""
-    if interpreter.version.startswith(("2.", "3.6.", "3.7.")):
+    if not ahead(interpreter):
         return
     archive = folder.with_name(folder.name.replace(".partial-", ".pyc.partial-"))
     compiled = folder.with_name(folder.name.replace(".partial-", ".bytecode.partial-"))
     channel = channels / f"compiled-{folder.name[:16]}"
     inside = f"/channels/{channel.name}"
-    command = ["/bin/sh", "-c", ENVIRONMENT, "sh", interpreter.path, inside]
+    # Starting workers costs more than a small environment takes.
+    large = sum(1 for _ in folder.rglob("*.py")) > MANY_FILES
+    workers = "0" if large else "1"
+    command = ["/bin/sh", "-c", ENVIRONMENT, "sh", interpreter.path, inside, workers, LEFT_OUT]
     box = sandbox.with_read_only(folder, "/env")
     try:
         confined = await box.export(command, archive, channel, SECONDS, MAX_BYTES)
@@ -141,13 +155,16 @@ class TestBytecode:
         modules = await trio.to_thread.run_sync(self._found, tree, tuple(command))
         place = self._folder / environment.name
         kept = _listed(place)
-        missing = [module for module in modules if module.key not in kept]
-        if sum(module.size for module in missing) > WORTH_BYTES:
+        missing = [module for module in modules if not _made(kept.get(module.key))]
+        again = [module for module in missing if module.key in kept]
+        if _size(missing) > WORTH_BYTES or _size(again) > WORTH_AGAIN_BYTES:
             with suppress(PeerError, InfraError, OSError):
                 await self._compile(
                     sandbox, tree, missing, environment, interpreter, channels, place
                 )
             kept = _listed(place)
+        else:
+            _see(missing, kept, place)
         with suppress(OSError):
             await trio.to_thread.run_sync(_link, modules, kept, place, into)
 
@@ -251,12 +268,30 @@ def _rewritten_otherwise(tree: Path, command: Sequence[str]) -> bool:
     return any(OTHER_REWRITING in text for text in (*texts, *command))
 
 
+def _size(modules: Iterable[Module]) -> int:
+    return sum(module.size for module in modules)
+
+
 def _listed(place: Path) -> dict[str, str]:
-    """File names by key."""
+    """File names by key; of bytecode, where there is some."""
     try:
-        return {name.partition(".")[0]: name for name in os.listdir(place)}
+        names = sorted(os.listdir(place), key=_made)
     except OSError:
         return {}
+    return {name.partition(".")[0]: name for name in names}
+
+
+def _made(name: str | None) -> bool:
+    return name is not None and not name.endswith(SEEN)
+
+
+def _see(missing: Iterable[Module], kept: dict[str, str], place: Path) -> None:
+    """Remember modules that came by, for the next time."""
+    with suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True)
+        for module in missing:
+            if module.key not in kept:
+                (place / f"{module.key}{SEEN}").touch()
 
 
 def _keep(archive: Path, compiled: Path, missing: Iterable[Module], place: Path) -> None:
@@ -281,8 +316,8 @@ def _keep(archive: Path, compiled: Path, missing: Iterable[Module], place: Path)
 def _link(modules: Iterable[Module], kept: dict[str, str], place: Path, into: Path) -> None:
     """Lay kept files out as a tree; a copy where the cache is on another file system."""
     for module in modules:
-        name = kept.get(module.key, FAILED)
-        if name.endswith(FAILED):
+        name = kept.get(module.key, SEEN)
+        if name.endswith((FAILED, SEEN)):
             continue
         path = PurePosixPath(module.path)
         folder = into / path.parent / "__pycache__"

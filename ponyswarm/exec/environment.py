@@ -33,7 +33,7 @@ from ponyswarm.exec.sandbox import Sandbox
 from ponyswarm.messages import Reason
 
 # Part of every cache key: raise it when what an environment contains changes.
-FORMAT = 3
+FORMAT = 4
 INSTALL_SECONDS = 900.0
 BUILD_SECONDS = 1800.0
 MAX_INSTALLED = 1 << 30
@@ -55,10 +55,11 @@ cd /project/src
     --python /env/bin/python --out-dir /project/out .
 /tools/uv pip install --python /env/bin/python --target /project/install --no-deps --offline \
     --no-index --no-config --no-progress --color never --link-mode=copy /project/out/*.whl
-/env/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 7))' && {
-    /env/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
+if [ "$1" = compile ]; then
+    test "$(find /project/install -name '*.py' | wc -l)" -gt 2000 && workers=0 || workers=1
+    /env/bin/python -m compileall -q -j "$workers" --invalidation-mode unchecked-hash \
         -d /project/site /project/install > /dev/null || true
-}
+fi
 tar -c -f - -C /project/install . > /channels/installed
 """
 
@@ -198,7 +199,15 @@ class Environments:
             if not target.exists():
                 partial = _partial(target)
                 try:
-                    await self._build(sandbox, tree, build_environment, settings, channels, partial)
+                    await self._build(
+                        sandbox,
+                        tree,
+                        build_environment,
+                        settings,
+                        channels,
+                        partial,
+                        compiled=bytecode.ahead(interpreter),
+                    )
                     _complete(partial, target)
                 finally:
                     source.remove(partial)
@@ -289,6 +298,8 @@ class Environments:
         settings: dict[str, str],
         channels: Path,
         folder: Path,
+        *,
+        compiled: bool,
     ) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         archive = folder.with_name(folder.name.replace(".partial-", ".tar.partial-"))
@@ -306,7 +317,11 @@ class Environments:
             )
         )
         confined = await box.export(
-            ["/bin/sh", "-c", BUILD], archive, channels / "installed", BUILD_SECONDS, MAX_INSTALLED
+            ["/bin/sh", "-c", BUILD, "sh", "compile" if compiled else ""],
+            archive,
+            channels / "installed",
+            BUILD_SECONDS,
+            MAX_INSTALLED,
         )
         try:
             if confined.killed_for_memory:

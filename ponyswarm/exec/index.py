@@ -7,14 +7,15 @@ download``, which runs setup.py.
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import urllib.parse
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from html import unescape
 from pathlib import Path
@@ -64,42 +65,55 @@ CHOOSING.append("PIP_INDEX_URL")
 
 def environment() -> dict[str, str]:
     """The environment for uv's networked steps."""
-    chosen = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    if not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & set(chosen) and url() != public():
-        chosen["UV_DEFAULT_INDEX"] = url()
-    return chosen
-
-
-@lru_cache(maxsize=1)
-def public() -> str:
-    """The public index, where the packaging tools themselves look by default."""
-    from distlib.index import DEFAULT_INDEX
-
-    return str(urllib.parse.urljoin(DEFAULT_INDEX, "/simple"))
+    given = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    if not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & set(given) and (named := _named()):
+        given["UV_DEFAULT_INDEX"] = named
+    return given
 
 
 @lru_cache(maxsize=1)
 def url() -> str:
-    """The index in use."""
+    """The index in use: the owner's, or where the packaging tools themselves look by default."""
+    if named := _named():
+        return named
+    from distlib.index import DEFAULT_INDEX
+
+    return str(urllib.parse.urljoin(DEFAULT_INDEX, "/simple")).rstrip("/")
+
+
+@lru_cache(maxsize=1)
+def _named() -> str:
+    """The index that environment or pip's settings name, or ""."""
     for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
         if value := os.environ.get(name, "").strip():
             # uv lets an index be named: name=url.
             return re.sub(r"^[\w.-]+=(?=[a-z+]+://)", "", value).rstrip("/")
-    return (_pip_config() or public()).rstrip("/")
+    return _pip_setting().rstrip("/")
 
 
-def _pip_config() -> str:
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=20,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+def _pip_setting() -> str:
+    """``global.index-url`` of pip's files, of which later ones win."""
+    found = ""
+    for path in _pip_files():
+        parser = configparser.ConfigParser(interpolation=None)
+        with suppress(OSError, UnicodeDecodeError, configparser.Error):
+            parser.read_string(path.expanduser().read_text("utf-8"))
+            found = parser.get("global", "index-url", fallback=found)
+    return found.strip()
+
+
+def _pip_files() -> Iterator[Path]:
+    chosen = os.environ.get("PIP_CONFIG_FILE", "")
+    if chosen == os.devnull:
+        return
+    folders = os.environ.get("XDG_CONFIG_DIRS", "") or "/etc/xdg"
+    yield from (Path(folder, "pip", "pip.conf") for folder in folders.split(os.pathsep))
+    yield Path("/etc/pip.conf")
+    yield Path("~/.pip/pip.conf")
+    yield Path(os.environ.get("XDG_CONFIG_HOME", "") or "~/.config", "pip", "pip.conf")
+    yield Path(sys.prefix, "pip.conf")
+    if chosen:
+        yield Path(chosen)
 
 
 def fetch_sdist(
