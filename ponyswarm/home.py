@@ -84,6 +84,11 @@ class Home:
         return self.data_dir / "journal.db"
 
     @property
+    def seals(self) -> Path:
+        """Outcomes that this key has committed to and not told yet."""
+        return self.data_dir / "seals.db"
+
+    @property
     def blobs(self) -> Path:
         return self.data_dir / "blobs"
 

@@ -39,12 +39,11 @@ from ponyswarm.messages import (
     Fork,
     Payload,
     Project,
-    Revoke,
     Withdraw,
 )
 from ponyswarm.p2p.effects import Effect
 from ponyswarm.p2p.protocol import Protocol, topic_project
-from ponyswarm.policy import refusal
+from ponyswarm.policy import Directing, refusal
 
 log = logging.getLogger("ponyswarm")
 
@@ -201,11 +200,15 @@ class Intake:
         """Tell the protocol what ended, when an entry may have changed that."""
         if isinstance(payload, Fork):
             self._forks_due = min(self._forks_due, trio.current_time() + FORK_PAUSE[1])
-        if not isinstance(payload, Announce | Withdraw | Project | Revoke | Fork):
+        if not isinstance(payload, Announce | Withdraw | Fork | Directing):
             return []
-        return self._ended(entry.namespace, now)
+        return self.tell_rights(entry.namespace, now)
 
-    def _ended(self, project: bytes, now: int) -> list[Effect]:
+    def tell_rights(self, project: bytes, now: int) -> list[Effect]:
+        """Tell the protocol whose word counts in a project, and which of its jobs are over."""
+        state = self._store.state(project)
+        if state is not None:
+            self._protocol.rights(project, state, self._store.forked(project), now)
         return self._protocol.ended(project, self._store.ended(project), now)
 
     # --- forks --------------------------------------------------------------------------
@@ -216,7 +219,7 @@ class Intake:
         log.warning("%s forked its feed at %d: its results count no more", author, seq)
         pause = random.uniform(*FORK_PAUSE)  # noqa: S311
         self._forks_due = min(self._forks_due, trio.current_time() + pause)
-        return self._ended(entry.namespace, now)
+        return self.tell_rights(entry.namespace, now)
 
     def forks_due(self) -> list[tuple[Fork, bytes]]:
         """(proof, project) of each fork to tell of now: no `fork` entry here does yet.

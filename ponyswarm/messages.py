@@ -5,6 +5,9 @@ Payloads (`Project` … `Checkpoint`) are what entries of the ledger say; `Offer
 `codec` turns them into bytes and back, and refuses what is out of bounds. Fields
 may be added with a default; a field's meaning never changes. Ids and hashes are 32
 raw bytes, times are milliseconds since the epoch, durations are seconds.
+
+A field that was added later is `UNSET` where it says nothing, and is then left out of the
+bytes: what an earlier version wrote is written again as it was.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -24,6 +27,9 @@ Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Word = Annotated[str, Meta(min_length=1, max_length=100)]
 Line = Annotated[str, Meta(max_length=500)]
 Text = Annotated[str, Meta(max_length=6000)]
+
+# How many commits of others an entry names at most.
+MAX_NAMED = 32
 
 
 class Kind(IntEnum):
@@ -38,6 +44,8 @@ class Kind(IntEnum):
     REVOKE = 7
     FORK = 8
     CHECKPOINT = 9
+    ROTATE = 10
+    APPROVE = 11
 
 
 class Status(StrEnum):
@@ -152,10 +160,17 @@ class Lock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossCheck:
-    """A project's own wish for how its results are checked; readers may ask for more."""
+    """A project's own wish for how its results are checked; readers may ask for more.
+
+    ``counts`` says whose results fill a cell's redundancy: "all" unless it is "vouched".
+    ``floor`` lets long records count: one run in so many percent is checked even of the
+    best key. Without it all are checked (`policy.Record`).
+    """
 
     redundancy: Annotated[int, Meta(ge=1, le=20)] = 2
     mode: Literal["blind", "open"] = "open"
+    counts: Literal["all", "vouched"] | UnsetType = UNSET
+    floor: Annotated[int, Meta(ge=1, le=100)] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +186,12 @@ class Cosign:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """A project record: the genesis one founds the namespace, later ones replace it."""
+    """A project record: the genesis one founds the namespace, later ones replace it.
+
+    A later one has force once enough roots stand behind it: its author, its cosigners, and
+    who says so in an `Approve`. ``replaces`` is the entry whose record it was made from: it
+    never replaces another.
+    """
 
     name: Word
     url: Line = ""
@@ -181,6 +201,7 @@ class Project:
     cross_check: CrossCheck = CrossCheck()
     cosigns: Annotated[tuple[Cosign, ...], Meta(max_length=16)] = ()
     continues: Hash | None = None
+    replaces: Hash | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,12 +232,16 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """A blind commitment: SHA-256(nonce || outcome digest || author key)."""
+    """A blind commitment: `codec.commitment` of a nonce, the outcome's digest and the author.
+
+    ``seen`` names commits of others in this job that its author had when it signed.
+    """
 
     job: Hash
     cell: Hash
     commitment: Hash
     continues: Hash | None = None
+    seen: Annotated[tuple[Hash, ...], Meta(max_length=MAX_NAMED)] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,8 +272,10 @@ class Blob:
 class Result:
     """The outcome of one run of one cell.
 
-    ``digest`` is the SHA-256 of the canonical outcome list (`codec.outcomes`), which
+    ``digest`` is the SHA-256 of the canonical outcome list (`codec.outcome_digest`), which
     the blob ``tests`` holds; ``bad`` names tests that failed or erred, the first few.
+    With a ``nonce`` it opens the author's `Commit` to this cell; ``seen`` names the commits
+    of others to it that its author had: they were there before this outcome was told.
     """
 
     job: Hash
@@ -266,6 +293,7 @@ class Result:
     seconds: Annotated[float, Meta(ge=0, le=1e7)]
     nonce: Annotated[bytes, Meta(max_length=32)] = b""
     continues: Hash | None = None
+    seen: Annotated[tuple[Hash, ...], Meta(max_length=MAX_NAMED)] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,7 +336,39 @@ class Checkpoint:
     continues: Hash | None = None
 
 
-Payload = Project | Announce | Withdraw | Commit | Result | Vouch | Revoke | Fork | Checkpoint
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotate:
+    """The author's key ends here; ``successor`` goes on with its record and rights.
+
+    ``signature`` is the successor's own, over `policy.rotation_text`.
+    """
+
+    successor: Key
+    signature: Signature
+    continues: Hash | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approve:
+    """A root stands behind a proposed project record, named by its entry."""
+
+    record: Hash
+    continues: Hash | None = None
+
+
+Payload = (
+    Project
+    | Announce
+    | Withdraw
+    | Commit
+    | Result
+    | Vouch
+    | Revoke
+    | Fork
+    | Checkpoint
+    | Rotate
+    | Approve
+)
 
 PAYLOAD_TYPES: dict[Kind, type[Payload]] = {
     Kind.PROJECT: Project,
@@ -320,6 +380,8 @@ PAYLOAD_TYPES: dict[Kind, type[Payload]] = {
     Kind.REVOKE: Revoke,
     Kind.FORK: Fork,
     Kind.CHECKPOINT: Checkpoint,
+    Kind.ROTATE: Rotate,
+    Kind.APPROVE: Approve,
 }
 KIND_OF: dict[type[Payload], Kind] = {type_: kind for kind, type_ in PAYLOAD_TYPES.items()}
 

@@ -28,6 +28,7 @@ from ponyswarm.intake import Intake
 from ponyswarm.keeping import Keeping
 from ponyswarm.keys import SecretKey, peer_id
 from ponyswarm.ledger.journal import Journal
+from ponyswarm.ledger.seals import Seals
 from ponyswarm.ledger.signatures import check_some
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Blob, Entry, Fork, Kind, Payload
@@ -44,6 +45,7 @@ from ponyswarm.p2p.effects import (
     Penalise,
     Publish,
     Pull,
+    Reveal,
     Run,
     Stop,
     Subscribe,
@@ -55,6 +57,7 @@ from ponyswarm.p2p.protocol import DIRECTORY, Capacity, Protocol, project_topic,
 from ponyswarm.pulling import Pulls
 from ponyswarm.refusals import Refusals
 from ponyswarm.runs import Execute, Runs
+from ponyswarm.sealing import Sealing
 from ponyswarm.witnessing import Witnessing
 
 log = logging.getLogger("ponyswarm")
@@ -93,6 +96,7 @@ class Node:
         notary: Notary | None = None,
         keeping: Keeping | None = None,
         wishes: Path | None = None,
+        seals: Seals | None = None,
     ) -> None:
         self.key = key
         self.store = store
@@ -140,6 +144,9 @@ class Node:
                 peers=lambda: self.network.peers(),
                 refuse=self.refusals.refuse,
             )
+        self._sealing: Sealing | None = None
+        if seals is not None:
+            self._sealing = Sealing(seals, store, key.public, self.publish)
         self._wake = trio.Event()
         self._wishes = wishes
 
@@ -224,7 +231,7 @@ class Node:
         now = now_ms()
         effects = self.protocol.follow(project, trusted=trusted, genesis=genesis, now=now)
         if is_new:
-            effects += self.protocol.ended(project, self.store.ended(project), now)
+            effects += self.intake.tell_rights(project, now)
             held = self.store.entries(project, (Kind.ANNOUNCE, Kind.WITHDRAW))
             for entry in held:
                 payload = decode_payload(entry)
@@ -236,6 +243,8 @@ class Node:
                     self._keeping.expect(entry, payload, now)
                     effects += self.protocol.admitted(entry, payload, now, peer=None, own=False)
         await self.perform(effects)
+        if is_new and self._sealing is not None:
+            self._spawn(self._sealing.resume, project)
 
     async def unfollow(self, project: bytes) -> None:
         await self.perform(self.protocol.unfollow(project))
@@ -357,6 +366,8 @@ class Node:
                     self._fetcher.want(blob, peers)
                 case Run(job, cell):
                     self._spawn(self._run, job, cell)
+                case Reveal(job, cell, seen):
+                    self._spawn(self._reveal, job, cell, seen)
                 case Stop(cell, why):
                     self.runs.stop(cell, why)
                 case Penalise(peer, reason):
@@ -408,12 +419,28 @@ class Node:
         published = False
         if found is not None and result is not None:
             try:
-                await self.publish(result, found[0])
+                if self._sealing is not None and self.protocol.is_blind(job):
+                    await self._sealing.commit(result, found[0])
+                else:
+                    await self.publish(result, found[0])
                 published = True
             except (InfraError, PeerError) as fault:
                 log.warning("a result could not be published: %s", fault)
         await self.perform(self.protocol.finished(cell_id, now_ms(), published=published))
         self._wake.set()
+
+    async def _reveal(self, job: bytes, cell: bytes, seen: tuple[bytes, ...]) -> None:
+        """Tell what was committed to. What fails is tried again when the protocol asks again."""
+        try:
+            if self._sealing is None or not await self._sealing.tell(job, cell, seen):
+                log.warning(
+                    "what this key committed to of cell %s is not on this machine any more: "
+                    "it cannot be told, and counts against the key",
+                    cell.hex()[:16],
+                )
+                self.protocol.lost(cell)
+        except (InfraError, PeerError) as fault:
+            log.warning("a result could not be published: %s", fault)
 
     async def release_all(self) -> None:
         """Give every claim back, so that others need not wait for the leases to run out."""
@@ -436,11 +463,12 @@ async def open_node(
     keeping: Keeping | None = None,
     wishes: Path | None = None,
     notary: Notary | None = None,
+    seals: Seals | None = None,
 ) -> AsyncIterator[Node]:
     """Open a node and close it in good order: claims given back, peers told, files closed.
 
-    ``capacity`` and ``execute`` are None for a node that runs nothing, ``notary`` for one
-    that neither makes checkpoints nor cosigns others'. Raises `InfraError`
+    ``capacity``, ``execute`` and ``seals`` are None for a node that runs nothing, ``notary``
+    for one that neither makes checkpoints nor cosigns others'. Raises `InfraError`
     when the listening address is taken.
     """
     protocol = Protocol(key.public, capacity, random.Random(secrets.randbits(64)))  # noqa: S311
@@ -457,6 +485,7 @@ async def open_node(
             keeping=keeping,
             wishes=wishes,
             notary=notary,
+            seals=seals,
         )
         async with open_network(
             key, listen=listen, validate=node.intake.validate, refused=node.refusals.count

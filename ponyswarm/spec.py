@@ -86,6 +86,9 @@ def from_table(table: Mapping[str, object], name: str) -> Spec:
     for rule in files if isinstance(files, list) else ():
         if isinstance(rule, Mapping):
             _known(rule, {field.name for field in fields(FileTemplate)}, name, f"{_TABLE}.files")
+    redundancy = plain.get("redundancy", 2)
+    if isinstance(redundancy, int) and redundancy > 1:
+        plain.setdefault("cross_check", "blind")
     try:
         spec = convert(plain, Spec, "bad-spec")
         cells(spec)

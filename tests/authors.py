@@ -6,11 +6,12 @@ import copy
 import hashlib
 from typing import Any
 
-from ponyswarm.codec import ZERO, cell_id, outcome_digest, sign_entry
+from ponyswarm.codec import ZERO, cell_id, commitment, outcome_digest, sign_entry
 from ponyswarm.keys import SecretKey
 from ponyswarm.matrix import cells
 from ponyswarm.messages import (
     Announce,
+    Commit,
     Entry,
     Environment,
     Fork,
@@ -87,6 +88,16 @@ def result(
         seconds=1.5,
         **more,
     )
+
+
+def sealed_result(
+    author: Author, job: bytes, cell: bytes, *, seen: tuple[bytes, ...] = (), **more: Any
+) -> tuple[Commit, Result]:
+    """What a blind volunteer commits to, and the result that opens it."""
+    nonce = digest(f"nonce {author.number} {cell.hex()}")
+    told = result(job, cell, nonce=nonce, seen=seen, **more)
+    bound = commitment(nonce, told.digest, author.public)
+    return Commit(job=job, cell=cell, commitment=bound), told
 
 
 def cell_ids(job: Entry, payload: Announce) -> list[bytes]:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import replace
 from functools import partial
 from importlib import resources
@@ -28,6 +28,7 @@ from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.services.service import Missing, Offer
 from ponyswarm.home import Home
 from ponyswarm.keeping import Keeping
+from ponyswarm.ledger.seals import Seals
 from ponyswarm.node import Node, now_ms, open_node
 from ponyswarm.notary import Notary, open_notary
 from ponyswarm.p2p.connectivity import Connectivity
@@ -188,6 +189,7 @@ async def _run(
     installed: tuple[Installed, ...] = ()
     addresses = network_addresses(home, settings, peers)
     async with AsyncExitStack() as stack:
+        seals = stack.enter_context(closing(Seals(home.seals, session.key.public)))
         if not read_only:
             offered, execute, words, installed = await _volunteer(home, settings, stack)
             if wrap is not None and execute is not None:
@@ -210,6 +212,7 @@ async def _run(
                     keep_ms=None if settings.retention.archive else 1000 * settings.retention.keep,
                 ),
                 wishes=home.wishes,
+                seals=seals,
             )
         )
         log.info("this node is %s", keys.peer_id(session.key.public))
@@ -254,11 +257,12 @@ def pages_beside(home: Home, port: int | None, *, wanted: bool) -> Pages | None:
 
 
 async def _until_idle(opened_node: Node, scope: trio.CancelScope) -> None:
-    """End the node when it has had no cell to run for a while."""
+    """End the node when it has had no cell to run, and nothing to tell, for a while."""
     quiet = 0.0
     while quiet < ONCE_QUIET:
         await trio.sleep(1)
-        quiet = 0.0 if opened_node.protocol.mine else quiet + 1
+        busy = opened_node.protocol.mine or opened_node.protocol.sealed
+        quiet = 0.0 if busy else quiet + 1
     log.info("nothing left to run")
     scope.cancel()
 

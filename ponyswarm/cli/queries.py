@@ -6,6 +6,7 @@ import click
 
 from ponyswarm import keys
 from ponyswarm.cli import EXIT_BAD, EXIT_INCONCLUSIVE, json_option, print_json
+from ponyswarm.cli.opening import now_ms
 from ponyswarm.cli.read import plain, short
 from ponyswarm.cli.tables import console
 from ponyswarm.errors import LocalError
@@ -152,7 +153,7 @@ def volunteers(home: Home, project: str | None, as_json: bool) -> None:
         for state in states:
             forked = reader.forked(state.id)
             order = sorted(
-                analysis.records(reader, state.id).items(),
+                analysis.records(reader, state.id, now_ms()).items(),
                 key=lambda item: (-item[1].runs, item[0]),
             )
             facts += [
@@ -165,6 +166,9 @@ def volunteers(home: Home, project: str | None, as_json: bool) -> None:
                     "dissented": record.dissented,
                     "alone": record.alone,
                     "open": record.open,
+                    "late": record.late,
+                    "stalled": record.stalled,
+                    "void": record.void,
                     "broken": record.broken,
                     "forked": key in forked,
                     "revoked": key in state.revoked,
@@ -177,9 +181,10 @@ def volunteers(home: Home, project: str | None, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = ("volunteer", "operator", "runs", "agreed", "dissented", "alone", "open", "broken")
+    numbers = ("runs", "agreed", "dissented", "alone", "open", "late", "stalled", "void", "broken")
+    columns = ("volunteer", "operator", *numbers)
     for column in columns:
-        table.add_column(column, justify="left" if column in columns[:2] else "right")
+        table.add_column(column, justify="right" if column in numbers else "left")
     table.add_column("")
     for fact in facts:
         marks = [word for word in ("forked", "revoked") if fact[word]]

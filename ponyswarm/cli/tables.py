@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _LOOKS = {
     Verdict.CONFIRMED_PASS: ("✔", "green"),
     Verdict.CONFIRMED_FAIL: ("✘", "red"),
+    Verdict.FLAKY: ("~", "magenta"),
     Verdict.DISPUTED: ("≠", "magenta"),
     Verdict.UNCONFIRMED: ("?", "yellow"),
     Verdict.BROKEN: ("!", "yellow"),

@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ponyswarm.codec import decode_frame, decode_payload, decode_tests
+from ponyswarm.agreement import open_commits
+from ponyswarm.codec import comparable, decode_frame, decode_payload, decode_tests
 from ponyswarm.errors import LocalError, PeerError
+from ponyswarm.ledger import verdicts
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader
-from ponyswarm.ledger.verdicts import Outcome, Record, agreement
+from ponyswarm.ledger.verdicts import Record, TestFinding, agreement_of
 from ponyswarm.messages import Result
+from ponyswarm.policy import ReaderPolicy, Standing, cross_check, window_ms
 
 Read = Callable[[bytes], bytes | None]
 
@@ -230,47 +233,79 @@ def flaky(reader: Reader, project: bytes, read: Read) -> FlakyReport:
 # --- volunteers ------------------------------------------------------------------------------
 
 
-def records(reader: Reader, project: bytes) -> dict[bytes, Record]:
-    """How each key's runs in a project compare with what others gave (`verdicts.agreement`).
+def records(reader: Reader, project: bytes, now: int) -> dict[bytes, Record]:
+    """How each key's runs in a project compare with what others gave (`verdicts.agreement_of`).
 
     Disputed runs are left out; those of a forked author are shown, and speak against nobody.
+    A commit that its author left unopened counts as stalled once its window has ended.
     """
     state = reader.project(project)
-    operators = {} if state is None else state.operators
-    forked = reader.forked(project)
-    void = {
-        row[0]
-        for row in reader.select(
-            "SELECT arrival FROM feed JOIN entry USING (feed) WHERE project = ?"
-            " AND forked_at IS NOT NULL AND seq >= forked_at",
-            (project,),
-        )
-    }
-    keys: dict[int, bytes] = {}
+    standing = reader.standing(project, state)
+    speakers = standing.speakers
     found: dict[bytes, Record] = {}
-    for (job,) in reader.select("SELECT job FROM job WHERE project = ?", (project,)):
-        cells: dict[bytes, list[tuple[bytes, Outcome | None]]] = {}
-        for cell, author, arrival, state_, set_, digest, failed, total in reader.select(
-            "SELECT cell, author, arrival, state, comparable, digest, failed, total"
-            " FROM result JOIN environment USING (environment) WHERE job = ?"
-            " ORDER BY cell, author, arrival",
-            (job,),
-        ):
-            if arrival in void:
-                continue
-            if author not in keys:
-                keys[author] = reader.select("SELECT key FROM author WHERE author = ?", (author,))[
-                    0
-                ][0]
-            key = keys[author]
-            if key in forked:
-                found.setdefault(key, Record()).runs += 1
-                continue
-            outcome = Outcome(set_, digest, failed, total) if state_ == "completed" else None
-            cells.setdefault(cell, []).append((key, outcome))
-        for runs in cells.values():
-            agreement(runs, found, operators=operators)
+    for job in reader.jobs(project):
+        announce = reader.announce(job.id)
+        if announce is None:
+            continue
+        is_blind = cross_check(state, announce, job.announced).mode == "blind"
+        due = now - window_ms(announce)
+        runs, commits = reader.runs(job, standing)
+        for cell in {*runs, *commits}:
+            for run in runs.get(cell, ()):
+                if run.author in standing.forked:
+                    found.setdefault(run.author, Record()).runs += 1
+            here = [run for run in runs.get(cell, ()) if run.author not in standing.forked]
+            mine = [c for c in commits.get(cell, ()) if c.author not in standing.forked]
+            opened = open_commits(here, mine, speakers)
+            overdue = {commit.author for commit in mine if commit.time < due}
+            for author in overdue & set(opened.sealed):
+                found.setdefault(author, Record()).stalled += 1
+            for place in opened.void:
+                found.setdefault(here[place].author, Record()).void += 1
+            agreement_of(
+                [
+                    (run.author, run.outcome if run.completed else None)
+                    for place, run in enumerate(here)
+                    if place not in opened.void
+                ],
+                found,
+                speakers=speakers,
+                pairs=opened.pairs,
+                is_blind=is_blind,
+            )
     return found
+
+
+def by_test(
+    cell: CellRow, policy: ReaderPolicy, standing: Standing, read: Read
+) -> dict[str, TestFinding] | None:
+    """The tests that a cell's comparable runs differ on, each with a verdict of its own.
+
+    None when it is not known here what each of the runs gave.
+    """
+    rows = [
+        row
+        for row in cell.results
+        if not row.ignored
+        and row.state == "completed"
+        and comparable(row.result.environment) == cell.finding.comparable
+    ]
+    told = [(row.author, tests_of(row.result, read)) for row in rows]
+    known = [(author, tests) for author, tests in told if tests is not None]
+    if len(known) < len(told):
+        return None
+    whole = all(tests.whole for _, tests in known)
+    return verdicts.by_test(
+        [
+            (author, tests.statuses if whole else dict.fromkeys(_bad(tests), BAD))
+            for author, tests in known
+        ],
+        policy,
+        absent=ABSENT if whole else "good",
+        speakers=standing.speakers,
+        pairs=cell.pairs,
+        is_blind=cell.mode == "blind",
+    )
 
 
 # --- search ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ponyswarm.codec import decode_frame, decode_payload
 from ponyswarm.ledger.queries import JobRow, Reader
-from ponyswarm.ledger.verdicts import Outcome, Record, agreement
+from ponyswarm.ledger.verdicts import Outcome, Record, agreement_of
 from ponyswarm.messages import Kind, Result
 
 # --- jobs --------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def _words(
     words = {}
     for arrival, said in own.items():
         records: dict[bytes, Record] = {}
-        agreement([*others, (key, said)], records, operators=operators)
+        agreement_of([*others, (key, said)], records, speakers=operators)
         words[arrival] = _word(records[key])
     return words
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import heapq
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from ponyswarm.agreement import Opened, Pairs, Sealed, open_commits
 from ponyswarm.codec import (
     cell_id,
+    commitment,
+    comparable,
     decode_frame,
     decode_payload,
     is_authentic,
@@ -21,22 +24,37 @@ from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import Head, Refused, judge
 from ponyswarm.ledger.database import Auth, id_prefix, schema_version
-from ponyswarm.ledger.store import RIGHTS
-from ponyswarm.ledger.verdicts import Finding, Outcome, weigh
+from ponyswarm.ledger.store import RIGHTS, forked_authors
+from ponyswarm.ledger.verdicts import (
+    Finding,
+    Outcome,
+    Run,
+    Tally,
+    count,
+    differing,
+    weigh,
+)
 from ponyswarm.matrix import cells
 from ponyswarm.messages import (
+    BAD_STATUSES,
     Announce,
+    Approve,
     Cell,
+    Commit,
+    CrossCheck,
     Entry,
     Fork,
     Kind,
     Project,
     Result,
     Revoke,
+    Rotate,
     Vouch,
     Withdraw,
 )
-from ponyswarm.policy import ProjectState, ReaderPolicy, fold
+from ponyswarm.policy import ProjectState, ReaderPolicy, Standing, cross_check, fold
+
+NOTHING = Tally({}, {}, Opened(void=frozenset(), pairs={}, sealed=()))
 
 _JOBS = (
     "SELECT job.job, job.project, ifnull(project.name, ''), title, \"commit\", announced,"
@@ -78,6 +96,8 @@ class ResultRow:
     disputed: bool
     time: int
     result: Result
+    # Why it counts for nothing under the policy that was asked for; "" when it counts.
+    ignored: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +110,10 @@ class CellRow:
     services: str
     factors: str
     finding: Finding
+    mode: str = "open"
     runs: int = 0
     results: tuple[ResultRow, ...] = ()
+    pairs: Pairs = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -308,31 +330,10 @@ class Reader:
 
     # --- results ---------------------------------------------------------------------------
 
-    def forked(self, project: bytes) -> frozenset[bytes]:
-        """Authors with a proven fork in this project: their results weigh nothing.
-
-        A vouch that is later than every `fork` entry about them says that a maintainer
-        trusts the key again. Until an entry tells of a fork, its own headers' times stand in.
-        """
-        state = self.project(project)
-        vouched = {} if state is None else state.vouched
-        told: dict[tuple[bytes, bytes], int] = {}
-        for author, nonce, time in self._db.execute(
-            "SELECT told.author, told.nonce, max(entry.time) FROM fork_told AS told"
-            " JOIN entry USING (arrival) JOIN feed USING (feed) WHERE told.project = ?"
-            " AND (forked_at IS NULL OR entry.seq < forked_at) GROUP BY told.author, told.nonce",
-            (project,),
-        ):
-            told[author, nonce] = time
-        since: dict[bytes, int] = {}
-        for author, nonce, first, second in self._db.execute(
-            "SELECT author, nonce, first, second FROM fork_evidence WHERE project = ?", (project,)
-        ):
-            time = told.get((author, nonce))
-            if time is None:
-                time = max(unpack_header(first).time, unpack_header(second).time)
-            since[author] = max(time, since.get(author, 0))
-        return frozenset(a for a, time in since.items() if vouched.get(a, -1) <= time)
+    def forked(self, project: bytes, state: ProjectState | None = None) -> frozenset[bytes]:
+        """Authors with a proven fork in this project (`store.forked_authors`)."""
+        state = state or self.project(project)
+        return forked_authors(self._db, project, {} if state is None else state.vouched)
 
     def cells(self, job: JobRow, policy: ReaderPolicy, only: bytes | None = None) -> list[CellRow]:
         """Every cell of a job, in the matrix's order, with verdict and outcomes.
@@ -343,58 +344,98 @@ class Reader:
         results: dict[bytes, list[ResultRow]] = {}
         for cell, row in self._results(job.id, only):
             results.setdefault(cell, []).append(row)
+        standing = self.standing(job.project)
+        commits = self._commits(job.id, only, self._void(job, standing))
         return [
-            replace(row, results=tuple(results.get(row.id, ())))
+            replace(
+                row,
+                results=_explained(
+                    results.get(row.id, ()), commits.get(row.id, ()), policy, standing
+                ),
+            )
             for row in self.matrix(job, policy, only)
         ]
 
     def matrix(self, job: JobRow, policy: ReaderPolicy, only: bytes | None = None) -> list[CellRow]:
         """Every cell of a job with its verdict, from derived columns alone: no outcomes."""
         state = self.project(job.project)
-        operators = {} if state is None else dict(state.operators)
-        forked = self.forked(job.project)
-        voices, broken, runs = self._voices(job, policy, state, forked, only)
+        standing = self.standing(job.project, state)
+        check = self._check(job, state)
+        speakers = standing.speakers
+        tallies, runs = self._tallies(job, policy, standing, only)
         rows = self._db.execute(
             "SELECT cell, python, services, factors FROM cell WHERE job = ?1"
             " AND (?2 IS NULL OR cell = ?2) ORDER BY position",
             (job.id, only),
         )
-        return [
-            CellRow(
-                id=id_,
-                python=python,
-                services=services,
-                factors=factors,
-                finding=weigh(
-                    voices.get(id_, {}), broken.get(id_, {}), policy, operators=operators
-                ),
-                runs=runs.get(id_, 0),
+        found = []
+        for id_, python, services, factors in rows:
+            tally = tallies.get(id_, NOTHING)
+            finding = weigh(
+                tally.voices,
+                tally.broken,
+                policy,
+                speakers=speakers,
+                pairs=tally.opened.pairs,
+                sealed=tally.opened.sealed,
+                is_blind=check.mode == "blind",
             )
-            for id_, python, services, factors in rows
-        ]
+            if finding.dissent or finding.wavering:
+                finding = replace(finding, differ=self._differ(job.id, id_, finding))
+            found.append(
+                CellRow(
+                    id=id_,
+                    python=python,
+                    services=services,
+                    factors=factors,
+                    finding=finding,
+                    mode=check.mode,
+                    runs=runs.get(id_, 0),
+                    pairs=tally.opened.pairs,
+                )
+            )
+        return found
 
-    def _voices(
-        self,
-        job: JobRow,
-        policy: ReaderPolicy,
-        state: ProjectState | None,
-        forked: frozenset[bytes],
-        only: bytes | None,
-    ) -> tuple[
-        dict[bytes, dict[Outcome, list[bytes]]], dict[bytes, dict[str, int]], dict[bytes, int]
-    ]:
-        """By cell: who gave which outcome last, how many broke and why, how many runs."""
-        void = self._void(job, state)
-        operators = {} if state is None else state.operators
+    def _differ(self, job: bytes, cell: bytes, finding: Finding) -> tuple[str, ...]:
+        """The tests that the runs of a finding differ on, as far as their entries name them."""
+        lists = []
+        heard = {*finding.supporters, *finding.dissent, *finding.wavering}
+        for entry in self.cell_results(job, cell):
+            result = decode_payload(entry)
+            if (
+                isinstance(result, Result)
+                and entry.header.author in heard
+                and comparable(result.environment) == finding.comparable
+                and len(result.bad) == _bad_count(result)
+            ):
+                lists.append(result.bad)
+        return differing(lists)
+
+    def standing(self, project: bytes, state: ProjectState | None = None) -> Standing:
+        """Whose word counts in a project, as its entries here give it."""
+        state = state or self.project(project)
+        return Standing() if state is None else state.standing(self.forked(project, state))
+
+    def _check(self, job: JobRow, state: ProjectState | None) -> CrossCheck:
+        announce = self.announce(job.id)
+        return CrossCheck() if announce is None else cross_check(state, announce, job.announced)
+
+    def _tallies(
+        self, job: JobRow, policy: ReaderPolicy, standing: Standing, only: bytes | None
+    ) -> tuple[dict[bytes, Tally], dict[bytes, int]]:
+        """By cell: who gave which outcome, how many broke and why; and how many runs."""
+        void = self._void(job, standing)
+        commits = self._commits(job.id, only, void)
+        told = self._told(job.id, only)
         # This loop runs for each result of a job, sixty thousand times for a hot one.
         keys: dict[int, bytes | None] = {}
         sets: dict[int, bytes] = {}
         voices: dict[bytes, dict[Outcome, list[bytes]]] = {}
         broken: dict[bytes, dict[str, int]] = {}
         runs: dict[bytes, int] = {}
-        said: dict[tuple[bytes, int], list[int]] = {}
+        sealed: dict[bytes, list[Run]] = {}
         here: dict[Outcome, list[bytes]] = {}
-        last_cell, last_author, outcomes = b"", -1, 0
+        last_cell, outcomes, is_sealed = b"", 0, False
         for cell, author, arrival, reason, digest, where, failed, total in self._db.execute(
             "SELECT cell, author, arrival, CASE state WHEN 'completed' THEN NULL"
             " ELSE ifnull(reason, '') END, digest, environment, failed, total FROM result"
@@ -406,41 +447,116 @@ class Reader:
             if cell != last_cell:
                 if last_cell:
                     runs[last_cell] = outcomes
-                last_cell, last_author, outcomes = cell, -1, 0
+                last_cell, outcomes = cell, 0
                 here = voices.setdefault(cell, {})
+                is_sealed = bool(told) or cell in commits
             outcomes += 1
             if void and arrival in void:
                 continue
             if author not in keys:
-                keys[author] = self._counted(author, policy, operators, forked)
+                keys[author] = self._counted(author, policy, standing)
             key = keys[author]
             if key is None:
+                continue
+            set_ = sets.get(where)
+            if set_ is None:
+                set_ = sets[where] = self._comparable(where)
+            if is_sealed:
+                opens, seen = told.get(arrival, (None, frozenset()))
+                run = Run(
+                    author=key,
+                    completed=reason is None,
+                    digest=digest,
+                    comparable=set_,
+                    failed=failed,
+                    total=total,
+                    reason=reason or "",
+                    opens=opens,
+                    seen=seen,
+                )
+                sealed.setdefault(cell, []).append(run)
                 continue
             if reason is not None:
                 reasons = broken.setdefault(cell, {})
                 reasons[reason] = reasons.get(reason, 0) + 1
                 continue
-            if author == last_author:
-                said.setdefault((cell, author), []).append(arrival)
-                continue
-            last_author = author
-            set_ = sets.get(where)
-            if set_ is None:
-                set_ = sets[where] = self._comparable(where)
             # A plain tuple equals an `Outcome` of the same, and is made much faster.
             found = here.get((set_, digest, failed, total))  # type: ignore[call-overload]
             if found is None:
                 here[Outcome(set_, digest, failed, total)] = [key]
-            else:
+            elif found[-1] != key:
                 found.append(key)
         if last_cell:
             runs[last_cell] = outcomes
-        for cell, author in said:
-            self._last_word(job.id, cell, author, keys[author], void, voices[cell])
-        return voices, broken, runs
+        tallies = {
+            cell: Tally(said, broken.get(cell, {}), NOTHING.opened) for cell, said in voices.items()
+        }
+        speakers = standing.speakers
+        for cell in {*sealed, *commits}:
+            mine = [
+                commit for commit in commits.get(cell, ()) if policy.counts(commit.author, standing)
+            ]
+            tallies[cell] = count(sealed.get(cell, []), mine, speakers)
+        return tallies, runs
 
-    def _void(self, job: JobRow, state: ProjectState | None) -> set[int]:
-        """Arrivals of results that count for nothing: disputed, or of an ended key."""
+    def _commits(self, job: bytes, only: bytes | None, void: set[int]) -> dict[bytes, list[Sealed]]:
+        """By cell: the commits to it that count."""
+        found: dict[bytes, list[Sealed]] = {}
+        for cell, author, arrival, id_, binds, time in self._db.execute(
+            "SELECT cell, key, arrival, id, commitment, time FROM sealed"
+            " JOIN author USING (author) WHERE job = ?1 AND (?2 IS NULL OR cell = ?2)",
+            (job, only),
+        ):
+            if arrival not in void:
+                commit = Sealed(id=id_, author=author, commitment=binds, time=time)
+                found.setdefault(cell, []).append(commit)
+        return found
+
+    def _told(self, job: bytes, only: bytes | None) -> dict[int, tuple[bytes, frozenset[bytes]]]:
+        """By arrival of a result that opens a commitment: that, and the commits it names."""
+        return {
+            arrival: (opens, frozenset(seen[at : at + 32] for at in range(0, len(seen), 32)))
+            for arrival, opens, seen in self._db.execute(
+                "SELECT arrival, opens, seen FROM opening WHERE job = ?1"
+                " AND (?2 IS NULL OR cell = ?2)",
+                (job, only),
+            )
+        }
+
+    def runs(
+        self, job: JobRow, standing: Standing
+    ) -> tuple[dict[bytes, list[Run]], dict[bytes, list[Sealed]]]:
+        """By cell: every run and every commit of a job but disputed ones and of ended keys."""
+        void = self._void(job, standing)
+        told = self._told(job.id, None)
+        found: dict[bytes, list[Run]] = {}
+        for cell, key, arrival, state, reason, set_, digest, failed, total in self._db.execute(
+            "SELECT cell, key, arrival, state, ifnull(reason, ''), comparable, digest, failed,"
+            " total FROM result JOIN environment USING (environment)"
+            " JOIN author ON author.author = result.author WHERE job = ?"
+            " ORDER BY cell, result.author, arrival",
+            (job.id,),
+        ):
+            if arrival in void:
+                continue
+            opens, seen = told.get(arrival, (None, frozenset()))
+            found.setdefault(cell, []).append(
+                Run(
+                    author=key,
+                    completed=state == "completed",
+                    digest=digest,
+                    comparable=set_,
+                    failed=failed,
+                    total=total,
+                    reason=reason,
+                    opens=opens,
+                    seen=seen,
+                )
+            )
+        return found, self._commits(job.id, None, void)
+
+    def _void(self, job: JobRow, standing: Standing) -> set[int]:
+        """Arrivals of entries that count for nothing: disputed, or of an ended key."""
         void = {
             row[0]
             for row in self._db.execute(
@@ -449,7 +565,7 @@ class Reader:
                 (job.project,),
             )
         }
-        for key, since in {} if state is None else state.revoked.items():
+        for key, since in standing.revoked.items():
             void |= {
                 row[0]
                 for row in self._db.execute(
@@ -467,43 +583,10 @@ class Reader:
             ).fetchone()[0]
         )
 
-    def _counted(
-        self,
-        author: int,
-        policy: ReaderPolicy,
-        operators: Mapping[bytes, str],
-        forked: frozenset[bytes],
-    ) -> bytes | None:
+    def _counted(self, author: int, policy: ReaderPolicy, standing: Standing) -> bytes | None:
         """The key of an author whose word counts under a policy; None of any other."""
         key = self.author_key(author)
-        return None if key in forked or not policy.counts(key, operators) else key
-
-    def _last_word(
-        self,
-        job: bytes,
-        cell: bytes,
-        author: int,
-        key: bytes | None,
-        void: set[int],
-        voices: dict[Outcome, list[bytes]],
-    ) -> None:
-        """Who ran a cell more than once said what they said last, wherever it arrived first."""
-        assert key is not None
-        rows = self._db.execute(
-            "SELECT result.arrival, comparable, digest, failed, total FROM result"
-            " JOIN environment USING (environment) JOIN entry USING (arrival)"
-            " JOIN feed USING (feed)"
-            " WHERE job = ? AND cell = ?"
-            " AND result.author = ? AND state = 'completed' ORDER BY time, nonce, seq",
-            (job, cell, author),
-        ).fetchall()
-        for authors in voices.values():
-            if key in authors:
-                authors.remove(key)
-        last = next(row for row in reversed(rows) if row[0] not in void)
-        voices.setdefault(Outcome(*last[1:]), []).append(key)
-        for outcome in [outcome for outcome, authors in voices.items() if not authors]:
-            del voices[outcome]
+        return key if policy.counts(key, standing) else None
 
     def example(self, job: bytes, cell: bytes, digest: bytes) -> Result | None:
         """One of the results that gave a cell this outcome, as it was signed."""
@@ -657,6 +740,53 @@ class Reader:
         return faults
 
 
+def _bad_count(result: Result) -> int:
+    return sum(result.counts.get(status, 0) for status in BAD_STATUSES)
+
+
+def _explained(
+    rows: Sequence[ResultRow],
+    commits: Sequence[Sealed],
+    policy: ReaderPolicy,
+    standing: Standing,
+) -> tuple[ResultRow, ...]:
+    """Say of each of a cell's results why it counts for nothing, if it does."""
+    found: list[ResultRow] = []
+    counted: list[int] = []
+    runs: list[Run] = []
+    for row in rows:
+        if row.disputed:
+            why = "its author signed two histories here"
+        elif row.author in standing.forked:
+            why = "its author forked its feed"
+        elif not standing.stands(row.author, row.time):
+            why = "its key was ended before"
+        elif not policy.counts(row.author, standing):
+            why = "your policy leaves its key out"
+        else:
+            why = ""
+            result = row.result
+            nonce, digest = result.nonce, result.digest
+            counted.append(len(found))
+            runs.append(
+                Run(
+                    author=row.author,
+                    completed=row.state == "completed",
+                    digest=digest,
+                    comparable=comparable(result.environment),
+                    failed=row.failed,
+                    total=row.total,
+                    opens=commitment(nonce, digest, row.author) if nonce else None,
+                )
+            )
+        found.append(replace(row, ignored=why))
+    opened = open_commits(runs, [c for c in commits if policy.counts(c.author, standing)], {})
+    for place in opened.void:
+        row = found[counted[place]]
+        found[counted[place]] = replace(row, ignored="it is not what its author committed to")
+    return tuple(found)
+
+
 def _id(heads: dict[int, Head], feed: int) -> bytes:
     head = heads.get(feed)
     return b"" if head is None else head.id
@@ -697,6 +827,12 @@ def _log_row(arrival: int, entry: Entry, project_name: str, disputed: bool) -> L
             text = f"{peer_id(payload.key)} is ended: {payload.reason}".rstrip(": ")
         case Withdraw():
             text = f"job {payload.job.hex()[:16]} is withdrawn: {payload.reason}".rstrip(": ")
+        case Commit():
+            text = f"an outcome of cell {payload.cell.hex()[:16]}, to be told later"
+        case Rotate():
+            text = f"its key goes on as {peer_id(payload.successor)}"
+        case Approve():
+            text = f"stands behind record {payload.record.hex()[:16]}"
         case _:
             text = ""
     kind = Kind(entry.header.kind).name.lower() if payload is not None else str(entry.header.kind)

@@ -161,6 +161,29 @@ SELECT target.job, target.cell, run.author, run.arrival, outcome.state, outcome.
        run.environment, run.seconds
 FROM target JOIN run USING (target) JOIN outcome USING (outcome);
 
+-- Commits: who bound itself to an outcome of a cell before telling it.
+CREATE TABLE IF NOT EXISTS sealed (
+    job BLOB NOT NULL,
+    cell BLOB NOT NULL,
+    author INTEGER NOT NULL REFERENCES author,
+    arrival INTEGER NOT NULL REFERENCES entry,
+    id BLOB NOT NULL,
+    commitment BLOB NOT NULL,
+    time INTEGER NOT NULL,
+    PRIMARY KEY (job, cell, author, arrival)
+) WITHOUT ROWID;
+
+-- Results with a nonce: the commitment that it gives, and the ids of others' commits that
+-- the result names, one after another.
+CREATE TABLE IF NOT EXISTS opening (
+    job BLOB NOT NULL,
+    cell BLOB NOT NULL,
+    arrival INTEGER NOT NULL REFERENCES entry,
+    opens BLOB NOT NULL,
+    seen BLOB NOT NULL,
+    PRIMARY KEY (job, cell, arrival)
+) WITHOUT ROWID;
+
 -- Tests that failed or erred, a row for each run of one: the names that its result entry
 -- gives, and with their messages once the run's list of tests is here.
 CREATE TABLE IF NOT EXISTS failure (
@@ -238,7 +261,8 @@ CREATE VIEW IF NOT EXISTS entries AS
 SELECT entry.arrival, lower(hex(entry.id)) AS id,
        CASE entry.kind WHEN 1 THEN 'project' WHEN 2 THEN 'announce' WHEN 3 THEN 'withdraw'
             WHEN 4 THEN 'commit' WHEN 5 THEN 'result' WHEN 6 THEN 'vouch' WHEN 7 THEN 'revoke'
-            WHEN 8 THEN 'fork' WHEN 9 THEN 'checkpoint' ELSE 'kind ' || entry.kind END AS kind,
+            WHEN 8 THEN 'fork' WHEN 9 THEN 'checkpoint' WHEN 10 THEN 'rotate'
+            WHEN 11 THEN 'approve' ELSE 'kind ' || entry.kind END AS kind,
        author.peer_id AS author, project.name AS project, entry.seq,
        datetime(entry.time / 1000, 'unixepoch') AS time, length(entry.frame) AS bytes,
        CASE entry.auth WHEN 1 THEN 'own' WHEN 0 THEN 'chain' ELSE 'junk' END AS auth

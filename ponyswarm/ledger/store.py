@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from ponyswarm.codec import (
     decode_payload,
     decode_signed_header,
     is_authentic,
+    unpack_header,
 )
 from ponyswarm.errors import InfraError, PeerError
 from ponyswarm.frontier import Frontier
@@ -50,6 +52,8 @@ from ponyswarm.ledger.views import Views
 from ponyswarm.matrix import cells
 from ponyswarm.messages import (
     Announce,
+    Approve,
+    Commit,
     Entry,
     FeedMark,
     FeedRef,
@@ -59,6 +63,7 @@ from ponyswarm.messages import (
     Project,
     Result,
     Revoke,
+    Rotate,
     Vouch,
     Withdraw,
 )
@@ -80,7 +85,8 @@ _FORKED_DOMAIN = b"ponyswarm/forked/v1\0"
 # The entries that a project's rights rest on: undisputed records, vouches and revocations.
 RIGHTS = """
     SELECT frame FROM entry JOIN feed USING (feed)
-    WHERE project = ? AND kind != 5 AND kind IN (1, 6, 7) AND (forked_at IS NULL OR seq < forked_at)
+    WHERE project = ? AND kind != 5 AND kind IN (1, 6, 7, 10, 11)
+    AND (forked_at IS NULL OR seq < forked_at)
 """
 
 
@@ -380,14 +386,18 @@ class Store:
         self._touched[feed.feed] = feed
         if isinstance(payload, Result):
             self._views.add_result(payload, feed.author, arrival)
+            if payload.nonce:
+                self._views.add_opening(payload, header.author, arrival)
             return
         disputed = self._is_disputed(feed, header.seq)
         state = self._state(project)
         if not disputed:
             self._states[project] = advance(state, entry, payload)
         match payload:
-            case Project() | Vouch() | Revoke():
+            case Project() | Vouch() | Revoke() | Rotate() | Approve():
                 self._rights_changed(project)
+            case Commit():
+                self._views.add_commit(entry, payload, feed.author, arrival)
             case Announce():
                 self._views.add_job(entry, payload, feed.author)
                 self._views.end_job(state, entry, payload, disputed=disputed)
@@ -668,12 +678,29 @@ class Store:
         return [decode_frame(frame) for (frame,) in rows]
 
     def results(self, job: bytes) -> list[Entry]:
-        """The entries that hold results of a job."""
+        """The entries that hold commits to cells of a job and their results, as they came."""
         rows = self._db.execute(
-            "SELECT frame FROM result JOIN entry USING (arrival) WHERE job = ? ORDER BY arrival",
+            "SELECT arrival, frame FROM result JOIN entry USING (arrival) WHERE job = ?1 UNION ALL"
+            " SELECT arrival, frame FROM sealed JOIN entry USING (arrival) WHERE job = ?1"
+            " ORDER BY arrival",
             (job,),
         )
+        return [decode_frame(frame) for _, frame in rows]
+
+    def said(self, job: bytes, cell: bytes) -> list[Entry]:
+        """The entries that hold commits to a cell and its results."""
+        rows = self._db.execute(
+            "SELECT frame FROM result JOIN entry USING (arrival) WHERE job = ?1 AND cell = ?2"
+            " UNION ALL SELECT frame FROM sealed JOIN entry USING (arrival)"
+            " WHERE job = ?1 AND cell = ?2",
+            (job, cell),
+        )
         return [decode_frame(frame) for (frame,) in rows]
+
+    def forked(self, project: bytes) -> frozenset[bytes]:
+        """Authors whose results weigh nothing in a project (`forked_authors`)."""
+        state = self.state(project)
+        return forked_authors(self._db, project, {} if state is None else state.vouched)
 
     def evidence(self, project: bytes, author: bytes) -> Fork | None:
         """The proof that an author forked a feed of this project, for a `fork` entry."""
@@ -702,6 +729,33 @@ class Store:
             Fork(first=row[0], first_signature=row[1], second=row[2], second_signature=row[3])
             for row in rows
         ]
+
+
+def forked_authors(
+    db: sqlite3.Connection, project: bytes, vouched: Mapping[bytes, int]
+) -> frozenset[bytes]:
+    """Authors with a proven fork in a project: their results weigh nothing.
+
+    A vouch that is later than every `fork` entry about them says that a maintainer trusts
+    the key again. Until an entry tells of a fork, its own headers' times stand in.
+    """
+    told: dict[tuple[bytes, bytes], int] = {}
+    for author, nonce, time in db.execute(
+        "SELECT told.author, told.nonce, max(entry.time) FROM fork_told AS told"
+        " JOIN entry USING (arrival) JOIN feed USING (feed) WHERE told.project = ?"
+        " AND (forked_at IS NULL OR entry.seq < forked_at) GROUP BY told.author, told.nonce",
+        (project,),
+    ):
+        told[author, nonce] = time
+    since: dict[bytes, int] = {}
+    for author, nonce, first, second in db.execute(
+        "SELECT author, nonce, first, second FROM fork_evidence WHERE project = ?", (project,)
+    ):
+        time = told.get((author, nonce))
+        if time is None:
+            time = max(unpack_header(first).time, unpack_header(second).time)
+        since[author] = max(time, since.get(author, 0))
+    return frozenset(a for a, time in since.items() if vouched.get(a, -1) <= time)
 
 
 def forked_mark(last: bytes) -> bytes:

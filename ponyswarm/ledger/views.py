@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import sqlite3
 
-from ponyswarm.codec import cell_id, comparable, decode_frame, decode_payload
+from msgspec import UNSET
+
+from ponyswarm.codec import cell_id, commitment, comparable, decode_frame, decode_payload
 from ponyswarm.matrix import cells
 from ponyswarm.messages import (
     Announce,
+    Commit,
     Entry,
     Environment,
     Kind,
@@ -38,6 +41,7 @@ class Views:
         # Rows of the transaction that is open, written together by `flush`.
         self._runs: list[tuple[object, ...]] = []
         self._failures: list[tuple[object, ...]] = []
+        self._openings: list[tuple[object, ...]] = []
 
     def flush(self) -> None:
         """Write the rows that wait."""
@@ -54,6 +58,9 @@ class Views:
                 self._failures,
             )
             self._failures.clear()
+        if self._openings:
+            self._db.executemany("INSERT INTO opening VALUES (?, ?, ?, ?, ?)", self._openings)
+            self._openings.clear()
         for numbers in self._numbers:
             if len(numbers) > MAX_KEPT:
                 numbers.clear()
@@ -62,6 +69,7 @@ class Views:
         """Drop the rows that wait, and what is kept of the tables: they may be others now."""
         self._runs.clear()
         self._failures.clear()
+        self._openings.clear()
         for numbers in self._numbers:
             numbers.clear()
 
@@ -172,6 +180,27 @@ class Views:
         )
         if result.bad:
             self._failures += [(arrival, *target, test) for test in result.bad]
+
+    def add_opening(self, result: Result, key: bytes, arrival: int) -> None:
+        """Which commitment a result opens, and the commits of others that it names."""
+        seen = b"" if result.seen is UNSET else b"".join(result.seen)
+        opens = commitment(result.nonce, result.digest, key)
+        self._openings.append((result.job, result.cell, arrival, opens, seen))
+
+    def add_commit(self, entry: Entry, commit: Commit, author: int, arrival: int) -> None:
+        """Who bound itself to an outcome of a cell."""
+        self._db.execute(
+            "INSERT INTO sealed VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                commit.job,
+                commit.cell,
+                author,
+                arrival,
+                entry.id,
+                commit.commitment,
+                entry.header.time,
+            ),
+        )
 
     def _target(self, target: tuple[bytes, bytes]) -> int:
         self._targets[target] = number = self._number(

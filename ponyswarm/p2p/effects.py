@@ -58,6 +58,15 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Reveal:
+    """Tell what this node committed to; ``seen`` are the commits of others it knows of."""
+
+    job: bytes
+    cell: bytes
+    seen: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Cancel a run of this node: its job ended."""
 
@@ -80,4 +89,16 @@ class Heard:
     entry: Entry
 
 
-Effect = Subscribe | Unsubscribe | Publish | Admit | Pull | Fetch | Run | Stop | Penalise | Heard
+Effect = (
+    Subscribe
+    | Unsubscribe
+    | Publish
+    | Admit
+    | Pull
+    | Fetch
+    | Run
+    | Reveal
+    | Stop
+    | Penalise
+    | Heard
+)

@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
-from ponyswarm.codec import cell_id, comparable
+from msgspec import UNSET
+
+from ponyswarm.agreement import Sealed
+from ponyswarm.codec import cell_id, commitment, comparable
 from ponyswarm.matrix import cells
-from ponyswarm.messages import BAD_STATUSES, Announce, Cell, Claim, Entry, Result
+from ponyswarm.messages import BAD_STATUSES, Announce, Cell, Claim, Commit, Entry, Result
 from ponyswarm.p2p.scheduling import (
+    EVERYONE,
     LEASE_MS,
     RENEW_MS,
     SETTLE_MS,
@@ -23,6 +27,7 @@ from ponyswarm.p2p.scheduling import (
     patience,
     still_wanted,
 )
+from ponyswarm.policy import ProjectState, Standing, cross_check, window_ms
 
 # Clocks of honest nodes may be so far apart. So a claim counts from when it is heard, and
 # its own time only tells one that is fresh from one that somebody kept and sends again.
@@ -31,6 +36,8 @@ MAX_LEASES_PER_CELL = 64
 MAX_ORPHANS = 2_000
 # Who gives a cell back sooner than this after its claim made way for others, as it should.
 GIVE_WAY_MS = 2 * SETTLE_MS + 5_000
+# Once another has told and named a commit, its author is waited for this long.
+TELL_MS = 600_000
 # How much later than due a renewal of a peer that we lost may come by way of others.
 DOUBT_MS = 5_000
 
@@ -50,6 +57,8 @@ class Job:
     # The cells that lack runs: what is done costs nothing when a choice is made.
     lacking: set[bytes] = field(default_factory=set)
     seconds: dict[bytes, float] = field(default_factory=dict)
+    # Until when each (cell, commit) is waited for.
+    lapses: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
 
     @property
     def open_cells(self) -> list[CellState]:
@@ -65,14 +74,37 @@ class Job:
             self.lacking.discard(cell.id)
 
     def count(self, cell: CellState, done: Done, now: int) -> None:
-        """A run of a cell ended: its lease is over, and its length tells what is usual."""
+        """A run of a cell ended, and so did its lease."""
         leases = {key: until for key, until in cell.leases.items() if key != done.author}
         self.put(replace(cell, done=(*cell.done, done), leases=leases, vacant_since=now))
+        for id_ in done.seen:
+            if (cell.id, id_) in self.lapses:
+                self.lapses[cell.id, id_] = min(self.lapses[cell.id, id_], now + TELL_MS)
+        self.note(done)
+
+    def note(self, done: Done) -> None:
+        """The length of a run tells what is usual."""
         if done.completed and done.author not in self.seconds:
             self.seconds[done.author] = done.seconds
             bound = patience(self.announce.spec.timeout, self.seconds)
             for other in self.open_cells:
                 self.cells[other.id] = replace(other, patience=bound)
+
+    def seal(self, cell: CellState, sealed: Sealed, now: int) -> None:
+        """A run of a cell ended, and its author committed to what it gave."""
+        leases = {key: until for key, until in cell.leases.items() if key != sealed.author}
+        # An author's clock may be ahead: its window does not last longer for that.
+        self.lapses[cell.id, sealed.id] = min(sealed.time, now) + window_ms(self.announce)
+        self.put(replace(cell, sealed=(*cell.sealed, sealed), leases=leases, vacant_since=now))
+
+    def lapse(self, now: int) -> bool:
+        """Wait no more for commits whose window has ended; whether there were any."""
+        over = [place for place, end in self.lapses.items() if end <= now]
+        for place in over:
+            del self.lapses[place]
+            cell, id_ = self.cells[place[0]], place[1]
+            self.put(replace(cell, lapsed=cell.lapsed | {id_}, vacant_since=now))
+        return bool(over)
 
 
 class Jobs:
@@ -80,8 +112,10 @@ class Jobs:
 
     def __init__(self) -> None:
         self._jobs: dict[bytes, Job] = {}
-        self._orphans: dict[bytes, list[tuple[bytes, bytes, Done]]] = {}
+        self._orphans: dict[bytes, list[tuple[bytes, bytes, Done | Sealed]]] = {}
         self._withdrawn: set[tuple[bytes, bytes]] = set()
+        self._states: dict[bytes, ProjectState] = {}
+        self._standings: dict[bytes, Standing] = {}
 
     def __contains__(self, job: object) -> bool:
         return job in self._jobs
@@ -103,6 +137,9 @@ class Jobs:
         if announce.expires <= now or entry.id in self._jobs:
             return None
         points = {cell_id(entry.id, cell): cell for cell in cells(announce.spec)}
+        project = entry.namespace
+        standing = self._standings.get(project, EVERYONE)
+        check = cross_check(self._states.get(project), announce, entry.header.time)
         states = {
             id_: CellState(
                 id=id_,
@@ -113,6 +150,8 @@ class Jobs:
                 vacant_since=now,
                 order=entry.header.time,
                 patience=patience(announce.spec.timeout, {}),
+                standing=standing,
+                check=check,
             )
             for id_, cell in points.items()
         }
@@ -126,10 +165,48 @@ class Jobs:
             withdrawn=(entry.namespace, entry.id) in self._withdrawn,
             lacking=set(states),
         )
-        for cell, project, done in self._orphans.pop(entry.id, ()):
-            if project == job.project and cell in states:
-                job.count(job.cells[cell], done, now)
+        for cell, of, said in self._orphans.pop(entry.id, ()):
+            if of == project and cell in states:
+                self._take(job, cell, said, now)
         return job
+
+    @staticmethod
+    def _take(job: Job, cell: bytes, said: Done | Sealed, now: int) -> None:
+        if isinstance(said, Sealed):
+            job.seal(job.cells[cell], said, now)
+        else:
+            job.count(job.cells[cell], said, now)
+
+    def rights(self, project: bytes, state: ProjectState, forked: frozenset[bytes]) -> bool:
+        """Whose word counts in a project now; whether that changes what is to be run."""
+        standing = state.standing(forked)
+        self._states[project] = state
+        if standing == self._standings.get(project):
+            return False
+        self._standings[project] = standing
+        for job in self.of(project):
+            check = cross_check(state, job.announce, job.time)
+            for cell in list(job.cells.values()):
+                job.put(replace(cell, standing=standing, check=check))
+        return True
+
+    def committed(self, entry: Entry, commit: Commit, now: int) -> bool:
+        """Somebody committed to an outcome of a cell."""
+        sealed = Sealed(
+            id=entry.id,
+            author=entry.header.author,
+            commitment=commit.commitment,
+            time=entry.header.time,
+        )
+        return self._said(entry.namespace, commit.job, commit.cell, sealed, now)
+
+    def lapse(self, now: int) -> bool:
+        """Wait no more for commits whose window has ended; whether there were any."""
+        changed = [job.lapse(now) for job in self._jobs.values() if job.lapses]
+        return any(changed)
+
+    def next_lapse(self) -> int | None:
+        return min((end for job in self for end in job.lapses.values()), default=None)
 
     def resulted(self, entry: Entry, result: Result, now: int) -> bool:
         """Count a run of a cell."""
@@ -139,15 +216,20 @@ class Jobs:
             comparable(result.environment),
             _outcome(result),
             result.seconds,
+            entry.header.time,
+            commitment(result.nonce, result.digest, entry.header.author) if result.nonce else None,
+            frozenset() if result.seen is UNSET else frozenset(result.seen),
         )
-        project = entry.namespace
-        job = self._jobs.get(result.job)
-        if job is not None and job.project == project and result.cell in job.cells:
-            job.count(job.cells[result.cell], done, now)
+        return self._said(entry.namespace, result.job, result.cell, done, now)
+
+    def _said(self, project: bytes, id_: bytes, cell: bytes, said: Done | Sealed, now: int) -> bool:
+        job = self._jobs.get(id_)
+        if job is not None and job.project == project and cell in job.cells:
+            self._take(job, cell, said, now)
             return True
         if job is None and sum(map(len, self._orphans.values())) < MAX_ORPHANS:
-            # A result can arrive before its job: they are of different feeds.
-            self._orphans.setdefault(result.job, []).append((result.cell, project, done))
+            # It can arrive before its job: they are of different feeds.
+            self._orphans.setdefault(id_, []).append((cell, project, said))
         return False
 
     def withdraw(self, project: bytes, id_: bytes) -> bool:

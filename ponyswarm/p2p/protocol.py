@@ -21,6 +21,7 @@ from ponyswarm.messages import (
     Blob,
     Cell,
     Claim,
+    Commit,
     Entry,
     Ephemeral,
     Interpreter,
@@ -37,6 +38,7 @@ from ponyswarm.p2p.effects import (
     Penalise,
     Publish,
     Pull,
+    Reveal,
     Run,
     Stop,
     Subscribe,
@@ -51,6 +53,9 @@ from ponyswarm.p2p.scheduling import (
     SETTLE_MS,
     CellState,
     choose,
+    commits_seen,
+    live_leases,
+    may_join,
     next_end,
     renewals,
     share,
@@ -58,7 +63,7 @@ from ponyswarm.p2p.scheduling import (
     still_wanted,
     unexpired,
 )
-from ponyswarm.policy import run_refusal
+from ponyswarm.policy import ProjectState, run_refusal
 
 if TYPE_CHECKING:
     import random
@@ -79,6 +84,10 @@ LONGEST_OFFER_MS = 600_000
 MAX_OFFERS = 2_000
 # After this node could not even start a cell (no source, disk full), it lets others try.
 GIVE_UP_MS = 60_000
+# Who committed to an outcome tells it after so long if nobody else is there to run the cell,
+# and tries again after so long if telling it failed.
+ALONE_MS = 15_000
+TELL_AGAIN_MS = 30_000
 # What a project used counts half after so long, when projects share the slots.
 FORGET_MS = 3_600_000
 
@@ -129,6 +138,16 @@ class Mine:
     since: int
 
 
+@dataclass(slots=True)
+class _Secret:
+    """An outcome this node has committed to and not told; ``asked`` when it last should."""
+
+    job: bytes
+    commit: bytes
+    since: int
+    asked: int | None = None
+
+
 def fits(cell: CellState, offer: Offer) -> bool:
     """Whether an offer can run a cell."""
     for service in cell.services:
@@ -156,6 +175,7 @@ class Protocol:
         self._jobs = Jobs()
         self._pull_later: dict[tuple[bytes, bytes], int] = {}
         self._mine: dict[bytes, Mine] = {}
+        self._secrets: dict[bytes, _Secret] = {}
         self._blocked: dict[bytes, int] = {}
         self._pulled: dict[tuple[bytes, bytes], int] = {}
         self._directory_at = 0
@@ -177,6 +197,11 @@ class Protocol:
         return self._mine
 
     @property
+    def sealed(self) -> frozenset[bytes]:
+        """Cells whose outcome this node has committed to and not told yet."""
+        return frozenset(self._secrets)
+
+    @property
     def followed(self) -> frozenset[bytes]:
         return frozenset(self._projects)
 
@@ -192,6 +217,11 @@ class Protocol:
         """(project, announcement) of an open job."""
         job = self._jobs.get(id_)
         return None if job is None else (job.project, job.announce)
+
+    def is_blind(self, id_: bytes) -> bool:
+        """Whether volunteers of an open job commit before they tell."""
+        job = self._jobs.get(id_)
+        return job is not None and any(c.check.mode == "blind" for c in job.cells.values())
 
     def first_claims(self) -> dict[bytes, int]:
         """When the first claim of each open job was heard here."""
@@ -386,6 +416,8 @@ class Protocol:
             case Withdraw() if not known.knows_ended:
                 if self._jobs.withdraw(project, payload.job):
                     effects += self._stop_job(payload.job)
+            case Commit():
+                self._committed(entry, payload, now)
             case Result():
                 effects += self._resulted(entry, payload, givers, now)
             case _:
@@ -406,6 +438,13 @@ class Protocol:
         if changed:
             self._choose_at = now
         return [effect for job in over for effect in self._stop_job(job)]
+
+    def rights(
+        self, project: bytes, state: ProjectState, forked: frozenset[bytes], now: int
+    ) -> None:
+        """The ledger says whose word counts in a project. To be told before `ended`."""
+        if project in self._projects and self._jobs.rights(project, state, forked):
+            self._choose_at, self._due = now, 0
 
     def _stop_job(self, job: bytes) -> list[Effect]:
         return [
@@ -435,6 +474,8 @@ class Protocol:
     ) -> list[Effect]:
         if self._jobs.resulted(entry, result, now):
             self._choose_at = now
+        if entry.header.author == self.me:
+            self._secrets.pop(result.cell, None)
         effects: list[Effect] = []
         if entry.header.author != self.me:
             if result.tests is not None:
@@ -442,6 +483,45 @@ class Protocol:
             if result.log is not None and (result.state == "broken" or result.bad):
                 effects.append(Fetch(result.log, (entry.header.author, *givers)))
         return effects
+
+    # --- what this node committed to -------------------------------------------------------
+
+    def _committed(self, entry: Entry, commit: Commit, now: int) -> None:
+        if self._jobs.committed(entry, commit, now):
+            self._choose_at = now
+        if entry.header.author == self.me:
+            self._secrets[commit.cell] = _Secret(commit.job, entry.id, now)
+
+    def _tell_secrets(self, now: int) -> list[Effect]:
+        effects: list[Effect] = []
+        for cell_id, secret in self._secrets.items():
+            if secret.asked is not None and now - secret.asked < TELL_AGAIN_MS:
+                continue
+            if self._may_tell(cell_id, secret, now):
+                secret.asked = now
+                job = self._jobs.get(secret.job)
+                cell = None if job is None else job.cells.get(cell_id)
+                seen = () if cell is None else commits_seen(cell, self.me)
+                effects.append(Reveal(secret.job, cell_id, seen))
+        return effects
+
+    def lost(self, cell: bytes) -> None:
+        """This node cannot tell what it committed to: its nonce is not here."""
+        self._secrets.pop(cell, None)
+
+    def _may_tell(self, cell_id: bytes, secret: _Secret, now: int) -> bool:
+        """Whether nobody is waited for: enough committed, the window ended, or none is there."""
+        job = self._jobs.get(secret.job)
+        cell = None if job is None else job.cells.get(cell_id)
+        if job is None or cell is None or secret.commit in cell.lapsed:
+            return True
+        if self._refusal(job, now) is not None or not still_wanted(cell):
+            return True
+        if now - secret.since < ALONE_MS or live_leases(cell, now):
+            return False
+        offers = self.offers(job.project, now)
+        others = {key: offer for key, offer in offers.items() if key != self.me}
+        return not any(may_join(cell, key, offer, fits) for key, offer in others.items())
 
     # --- runs of this node -----------------------------------------------------------------
 
@@ -501,6 +581,9 @@ class Protocol:
         effects = self._settle(now)
         if self._choose_at is not None and self._choose_at <= now:
             effects += self._choose(now)
+        if self._jobs.lapse(now):
+            self._choose_at = now
+        effects += self._tell_secrets(now)
         effects += self._renew(now)
         effects += self._tell_offers(now)
         effects += self._tell_directory(now)
@@ -519,6 +602,11 @@ class Protocol:
         times += [now + OFFER_EVERY_MS, self._retell_at or now + OFFER_EVERY_MS]
         if self._peers:
             times.append(self._directory_at)
+        for secret in self._secrets.values():
+            times.append(max(now, secret.since if secret.asked is None else now) + ALONE_MS)
+        lapse = self._jobs.next_lapse()
+        if lapse is not None:
+            times.append(lapse)
         for mine in self._mine.values():
             times.append(mine.until - LEASE_MS + RENEW_MS)
             if mine.starts is not None:

@@ -17,7 +17,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ponyswarm.messages import Offer
+from ponyswarm.agreement import Sealed, Voice, more_wanted, open_commits
+from ponyswarm.messages import MAX_NAMED, CrossCheck, Offer
+from ponyswarm.policy import Standing
+
+EVERYONE = Standing()
+OPEN = CrossCheck()
 
 LEASE_MS = 90_000
 RENEW_MS = 30_000
@@ -43,13 +48,16 @@ MOST_WEIGHT = 8
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A result of a cell, as far as scheduling looks at it."""
+    """A result of a cell, as far as scheduling looks at it; ``time`` is its entry's."""
 
     author: bytes
     completed: bool
     comparable: bytes
     digest: bytes
     seconds: float = 0.0
+    time: int = 0
+    opens: bytes | None = None
+    seen: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +66,9 @@ class CellState:
 
     ``leases`` say until when each claim holds, ``claimed`` when it was first made. Of the
     keys in ``let_down`` one claim ended without a result: further ones keep nobody away.
-    ``patience`` is how long a lease may be renewed (milliseconds).
+    ``patience`` is how long a lease may be renewed (milliseconds). ``sealed`` are the
+    commits to it, ``lapsed`` those of them that nobody waits for any more; ``standing``
+    says whose word counts, and ``check`` how the job is checked.
     """
 
     id: bytes
@@ -73,6 +83,23 @@ class CellState:
     claimed: Mapping[bytes, int] = field(default_factory=dict)
     let_down: frozenset[bytes] = frozenset()
     patience: int = 1 << 62
+    sealed: tuple[Sealed, ...] = ()
+    lapsed: frozenset[bytes] = frozenset()
+    standing: Standing = EVERYONE
+    check: CrossCheck = OPEN
+
+    def hears(self, author: bytes, time: int = 0) -> bool:
+        """Whether what a key says fills this cell's redundancy."""
+        only_vouched = self.check.counts == "vouched"
+        return self.standing.stands(author, time) and (
+            not only_vouched or self.standing.is_vouched(author)
+        )
+
+    @property
+    def spoken(self) -> set[Voice]:
+        """Who needs no further run: it told what it found, or that it broke, or committed."""
+        authors = {run.author for run in self.done} | {seal.author for seal in self.sealed}
+        return {self.standing.voice(author) for author in authors}
 
 
 # Whether an offer can run a cell.
@@ -105,21 +132,38 @@ def rank(cell: bytes, weights: Mapping[bytes, int]) -> list[bytes]:
 
 
 def still_wanted(cell: CellState) -> int:
-    """How many runs a cell lacks, whoever may be at it now.
+    """How many runs a cell lacks, whoever may be at it now (`agreement.more_wanted`).
 
-    A disagreement asks for one more run; broken runs do not count.
+    Broken runs do not count, nor what keys say that are not heard. A commit counts as a
+    run whose outcome is not known yet, until it lapses.
     """
-    completed = {run.author: run for run in cell.done if run.completed}
-    groups: dict[bytes, dict[bytes, int]] = {}
-    for run in completed.values():
-        digests = groups.setdefault(run.comparable, {})
-        digests[run.digest] = digests.get(run.digest, 0) + 1
-    best = max((max(digests.values()) for digests in groups.values()), default=0)
-    if best >= cell.wanted:
-        return 0
-    disagree = any(len(digests) > 1 for digests in groups.values())
-    target = cell.wanted + (1 if disagree else 0)
-    return max(0, target - len(completed))
+    if not cell.done and not cell.sealed:
+        return cell.wanted
+    done = [run for run in cell.done if cell.hears(run.author, run.time)]
+    seals = [seal for seal in cell.sealed if cell.hears(seal.author, seal.time)]
+    authors = {run.author for run in done} | {seal.author for seal in seals}
+    speakers = {author: cell.standing.voice(author) for author in authors}
+    opened = open_commits(done, seals, speakers)
+    sets: dict[bytes, dict[bytes, set[Voice]]] = {}
+    told: set[Voice] = set()
+    for place, run in enumerate(done):
+        if run.completed and place not in opened.void:
+            voice = speakers[run.author]
+            told.add(voice)
+            sets.setdefault(run.comparable, {}).setdefault(run.digest, set()).add(voice)
+    waiting = {
+        speakers[seal.author]
+        for seal in seals
+        if seal.author in opened.sealed and seal.id not in cell.lapsed
+    }
+    broken = {run.author for run in done if not run.completed}
+    return more_wanted(
+        sets.values(),
+        redundancy=cell.wanted,
+        sealed=len(waiting - told - {speakers[author] for author in broken}),
+        is_blind=cell.check.mode == "blind",
+        pairs=opened.pairs,
+    )
 
 
 def rests_until(cell: CellState) -> int:
@@ -153,16 +197,22 @@ def live_leases(cell: CellState, now: int) -> list[bytes]:
     reason to wait. Whoever claimed first may be running already and gives way to nobody;
     claims of the same moment go by rank. Both are in the claims, so all who heard them agree.
     """
-    finished = {run.author for run in cell.done}
+    spoken = cell.spoken
     live = [
         key
         for key, until in cell.leases.items()
         if until > now
-        and key not in finished
+        and cell.hears(key)
+        and cell.standing.voice(key) not in spoken
         and key not in cell.let_down
         and now - cell.claimed.get(key, now) <= cell.patience
     ]
-    return sorted(live, key=lambda key: (cell.claimed.get(key, 0), _distance(cell.id, key)))
+    live.sort(key=lambda key: (cell.claimed.get(key, 0), _distance(cell.id, key)))
+    # Of an operator's keys one is enough.
+    first: dict[Voice, bytes] = {}
+    for key in live:
+        first.setdefault(cell.standing.voice(key), key)
+    return list(first.values())
 
 
 def claim_at(
@@ -181,20 +231,22 @@ def claim_at(
     slot free. Without the last two, all would step in at once after a node's death, and
     for the last cells of a matrix that kept everybody busy.
     """
-    finished = {run.author for run in cell.done}
-    if me in finished or cell.leases.get(me, 0) > now:
+    voice = cell.standing.voice
+    spoken = cell.spoken
+    if voice(me) in spoken or cell.leases.get(me, 0) > now or not cell.hears(me):
         return None
     if me not in offers or not fits(cell, offers[me]):
         return None
     at_it = live_leases(cell, now)
     missing = still_wanted(cell) - len(at_it)
-    if missing <= 0:
+    spoken |= {voice(key) for key in at_it}
+    if missing <= 0 or voice(me) in spoken:
         return None
     # Those with a free slot go first: a busy node would only hold the cell up.
     able = {
         key: offer.slots
         for key, offer in offers.items()
-        if key not in finished and key not in at_it and fits(cell, offer)
+        if voice(key) not in spoken and cell.hears(key) and fits(cell, offer)
     }
     place = rank(cell.id, able).index(me)
     rest = rests_until(cell)
@@ -203,6 +255,23 @@ def claim_at(
     ended = [until for until in cell.leases.values() if until <= now]
     since = max(cell.vacant_since, free_since, *ended)
     return max(rest, since + (place - missing + 1) * STEP_MS)
+
+
+def may_join(cell: CellState, key: bytes, offer: Offer, fits: Fits) -> bool:
+    """Whether a volunteer could still run a cell, as far as its offer says."""
+    return cell.hears(key) and cell.standing.voice(key) not in cell.spoken and fits(cell, offer)
+
+
+def commits_seen(cell: CellState, me: bytes) -> tuple[bytes, ...]:
+    """The commits of others that a result names: those still unopened before the others.
+
+    Those were surely made before this result is told, and so its author's could not be a
+    copy; of any number of them, the ones of keys that are heard go first.
+    """
+    told = {run.author for run in cell.done}
+    others = [seal for seal in cell.sealed if seal.author != me]
+    others.sort(key=lambda seal: (not cell.hears(seal.author), seal.author in told, seal.id))
+    return tuple(seal.id for seal in others[:MAX_NAMED])
 
 
 def next_end(cell: CellState, now: int) -> int | None:
@@ -218,7 +287,11 @@ def next_end(cell: CellState, now: int) -> int | None:
 def should_yield(cell: CellState, me: bytes, now: int) -> bool:
     """Whether a claim that has not started yet gives way: enough others claimed before."""
     at_it = live_leases(cell, now)
-    return me in at_it and at_it.index(me) >= still_wanted(cell)
+    if me in at_it:
+        return at_it.index(me) >= still_wanted(cell)
+    # It may have come to light meanwhile that another key of this operator is at it, or done.
+    voice = cell.standing.voice
+    return voice(me) in cell.spoken | {voice(key) for key in at_it}
 
 
 def choose(

@@ -95,8 +95,9 @@ export function unpack(data) {
 }
 
 // What these programs hash or send, in msgpack's shortest forms: text, bytes, lists, maps and
-// numbers below 2^32.
+// numbers below 2^32, nil.
 export function pack(value) {
+  if (value === null) return Buffer.from([0xc0]);
   const sized = (size, short, limit, codes) => {
     if (size < limit) return Buffer.from([short | size]);
     if (codes[0] && size < 256) return Buffer.from([codes[0], size]);
@@ -130,16 +131,18 @@ export function pack(value) {
 const KEY_PREFIX = Buffer.from("302a300506032b6570032100", "hex");
 const verifiers = new Map();
 
-export function isSigned(author, id, signature) {
-  const name = author.toString("hex");
+export function isValid(key, text, signature) {
+  const name = key.toString("hex");
   if (!verifiers.has(name))
     verifiers.set(
       name,
-      createPublicKey({ key: Buffer.concat([KEY_PREFIX, author]), format: "der", type: "spki" }),
+      createPublicKey({ key: Buffer.concat([KEY_PREFIX, key]), format: "der", type: "spki" }),
     );
-  const text = Buffer.concat([Buffer.from("ponyswarm/sig/v1\0"), id]);
   return verify(null, text, verifiers.get(name), signature);
 }
+
+export const isSigned = (author, id, signature) =>
+  isValid(author, Buffer.concat([Buffer.from("ponyswarm/sig/v1\0"), id]), signature);
 
 export function header(raw) {
   const found = {

@@ -7,7 +7,7 @@
 
 import { readFileSync } from "node:fs";
 
-import { Refused, ZERO, decode, header, isSigned, pack, sha256 } from "./entries.mjs";
+import { Refused, ZERO, decode, header, isSigned, isValid, pack, sha256 } from "./entries.mjs";
 
 const MAGIC = "ponyswarm/frames/1\n";
 
@@ -67,38 +67,103 @@ function forks(entries) {
 
 const keysOf = (list) => list.map((key) => key.toString("hex"));
 
-function rights(entries) {
+// The keys of a line: this one and those it goes on from, the latest first.
+function line(key, before) {
+  const found = [];
+  for (; key !== undefined && !found.includes(key); key = before.get(key)) found.push(key);
+  return found;
+}
+
+const seat = (key, keys, before) => line(key, before).find((one) => keys.includes(one));
+
+function cosigners(payload) {
+  // Defaults are written out by all records here; cosigns are emptied, nothing else changes.
+  const record = new Map(payload);
+  record.set("cosigns", []);
+  const text = Buffer.concat([Buffer.from("ponyswarm/cosign/v1\0"), sha256(pack(record))]);
+  return (payload.get("cosigns") ?? [])
+    .filter((c) => isValid(c.get("key"), text, c.get("signature")))
+    .map((c) => c.get("key").toString("hex"));
+}
+
+function rights(entries, project) {
   const order = entries
-    .filter((e) => [1, 6, 7].includes(e.kind))
+    .filter((e) => [1, 6, 7, 10, 11].includes(e.kind))
     .sort(
       (a, b) =>
         b.genesis - a.genesis || a.time - b.time || a.seq - b.seq || (a.name < b.name ? -1 : 1),
     );
-  const state = { records: [], revoked: new Map(), operators: new Map(), vouched: new Map() };
+  const state = {
+    records: [],
+    revoked: new Map(),
+    operators: new Map(),
+    vouched: new Map(),
+    before: new Map(),
+  };
+  const proposed = new Map();
+  const behind = new Map();
   const isRevoked = (key, time) => (state.revoked.get(key) ?? Infinity) <= time;
+  const end = (key, time) =>
+    state.revoked.set(key, Math.min(time, state.revoked.get(key) ?? Infinity));
   for (const entry of order) {
-    const record = state.records.at(-1)?.payload;
-    const root = record && keysOf(record.get("roots")).includes(entry.key);
-    if (entry.kind === 1) {
-      // Cosigned thresholds are not needed here: every test record has a threshold of one.
-      if (entry.genesis || (root && !isRevoked(entry.key, entry.time))) state.records.push(entry);
+    if (entry.genesis) {
+      state.records.push({ ...entry, since: 0 });
+      continue;
+    }
+    const record = state.records.at(-1);
+    const roots = keysOf(record.payload.get("roots"));
+    const isRoot = seat(entry.key, roots, state.before) !== undefined;
+    const own = entry.kind === 7 && entry.payload.get("key").toString("hex") === entry.key;
+    if (isRevoked(entry.key, entry.time) && !own) continue;
+    if ((entry.kind === 1 || entry.kind === 11) && isRoot) {
+      const about = entry.kind === 1 ? entry.name : entry.payload.get("record").toString("hex");
+      behind.set(about, [...(behind.get(about) ?? []), entry.key]);
+      if (entry.kind === 1) proposed.set(about, entry);
+      const proposal = proposed.get(about);
+      if (!proposal) continue;
+      const replaces = proposal.payload.get("replaces");
+      if (replaces && replaces.toString("hex") !== record.name) continue;
+      const keys = behind.get(about).filter((key) => !isRevoked(key, entry.time));
+      const seats = [...keys, ...cosigners(proposal.payload)]
+        .map((key) => seat(key, roots, state.before))
+        .filter((key) => key !== undefined);
+      if (new Set(seats).size >= (record.payload.get("threshold") ?? 1)) {
+        state.records.push({ ...proposal, since: entry.time });
+        proposed.delete(about);
+      }
     } else if (entry.kind === 7) {
-      const key = entry.payload.get("key").toString("hex");
-      if (key === entry.key || (root && !isRevoked(entry.key, entry.time)))
-        state.revoked.set(
-          key,
-          Math.min(entry.payload.get("since"), state.revoked.get(key) ?? Infinity),
-        );
-    } else {
-      const named = root || keysOf(record.get("announcers") ?? []).includes(entry.key);
-      if (named && !isRevoked(entry.key, entry.time)) {
+      if (own || isRoot) end(entry.payload.get("key").toString("hex"), entry.payload.get("since"));
+    } else if (entry.kind === 6) {
+      const named = [...roots, ...keysOf(record.payload.get("announcers") ?? [])];
+      if (seat(entry.key, named, state.before) !== undefined) {
         const key = entry.payload.get("key").toString("hex");
         state.operators.set(key, entry.payload.get("operator"));
         state.vouched.set(key, entry.time);
       }
+    } else if (entry.kind === 10) {
+      const heir = entry.payload.get("successor");
+      const key = heir.toString("hex");
+      const text = Buffer.concat([
+        Buffer.from("ponyswarm/rotate/v1\0"),
+        sha256(Buffer.from(project, "hex"), entry.author, heir),
+      ]);
+      const fresh =
+        !state.before.has(key) &&
+        ![...state.before.values()].includes(entry.key) &&
+        !line(entry.key, state.before).includes(key);
+      if (fresh && isValid(heir, text, entry.payload.get("signature"))) {
+        state.before.set(key, entry.key);
+        end(entry.key, entry.time + 1);
+      }
     }
   }
-  return { ...state, isRevoked };
+  const voice = (key) => {
+    const keys = line(key, state.before);
+    const vouched = keys.find((one) => state.operators.has(one));
+    return vouched ? `operator ${state.operators.get(vouched)}` : `key ${keys.at(-1)}`;
+  };
+  const recordAt = (time) => state.records.filter((r) => r.since <= time).at(-1).payload;
+  return { ...state, isRevoked, voice, recordAt };
 }
 
 // --- verdicts ---------------------------------------------------------------------------
@@ -115,39 +180,116 @@ function comparable(environment) {
   return sha256(pack(form)).toString("hex");
 }
 
-function verdict(results, agreeing, operatorOf) {
-  const latest = new Map();
-  let broken = 0;
-  const order = (a, b) => a.time - b.time || (a.nonce < b.nonce ? -1 : 1) || a.seq - b.seq;
-  for (const entry of [...results].sort(order))
-    if (entry.payload.get("state") === "completed") latest.set(entry.key, entry);
-    else broken++;
-  if (!latest.size) return broken ? "broken" : "pending";
+// As many voices as committed before any other of them told: those with most partners first.
+function blindTogether(voices, pairs) {
+  const partners = new Map(
+    [...voices].map((v) => [v, [...(pairs.get(v) ?? [])].filter((o) => voices.has(o))]),
+  );
+  // Keys before operators, each by its bytes, as in the other implementation.
+  const order = [...voices].sort(
+    (a, b) => partners.get(b).length - partners.get(a).length || (a < b ? -1 : 1),
+  );
+  const found = [];
+  for (const voice of order)
+    if (found.every((other) => partners.get(voice).includes(other))) found.push(voice);
+  return found.length;
+}
+
+// Which runs count, and who could not have copied from whom.
+function openCommits(results, commits, voice) {
+  const held = new Map();
+  for (const commit of commits)
+    held.set(commit.key, [...(held.get(commit.key) ?? []), commit]);
+  const unopened = new Map([...held].map(([key, list]) => [key, new Set(list)]));
+  const kept = [];
+  for (const entry of results) {
+    const nonce = entry.payload.get("nonce") ?? Buffer.alloc(0);
+    const mine = held.get(entry.key) ?? [];
+    let opens = null;
+    if (nonce.length) {
+      const digest = entry.payload.get("digest");
+      const bound = sha256("ponyswarm/commit/v1\0", nonce, digest, entry.author);
+      opens = mine.find((commit) => commit.payload.get("commitment").equals(bound)) ?? null;
+      if (opens) unopened.get(entry.key).delete(opens);
+    }
+    if (opens === null && (mine.length || nonce.length)) continue;
+    kept.push({ entry, opens });
+  }
+  const seen = new Map();
+  const owner = new Map();
+  for (const { entry, opens } of kept) {
+    if (entry.payload.get("state") !== "completed") continue;
+    const who = voice(entry.key);
+    const named = new Set(keysOf(entry.payload.get("seen") ?? []));
+    const before = seen.get(who);
+    seen.set(who, before ? new Set([...before].filter((id) => named.has(id))) : named);
+    if (opens && !unopened.get(entry.key).size) owner.set(opens.name, who);
+  }
+  const sees = new Map(
+    [...seen].map(([who, ids]) => [who, new Set([...ids].map((id) => owner.get(id)))]),
+  );
+  const pairs = new Map(
+    [...sees].map(([who, others]) => [
+      who,
+      [...others].filter((o) => o !== undefined && o !== who && sees.get(o)?.has(who)),
+    ]),
+  );
+  return { kept: kept.map(({ entry }) => entry), pairs };
+}
+
+function weigh(outcomes, agreeing, isBlind, pairs) {
+  const times = new Map();
+  for (const { voices } of outcomes)
+    for (const who of voices) times.set(who, (times.get(who) ?? 0) + 1);
+  const wavers = [...times.values()].some((count) => count > 1);
+  const steady = outcomes.map((one) => ({
+    ...one,
+    steady: new Set([...one.voices].filter((who) => times.get(who) === 1)),
+  }));
+  steady.sort((a, b) => b.steady.size - a.steady.size || (a.order < b.order ? -1 : 1));
+  const [first, next] = steady;
+  const agree = first.steady.size;
+  const blind = blindTogether(first.steady, pairs);
+  const support = isBlind ? blind + Math.floor((agree - blind) / 2) : agree;
+  const enough = steady.filter((one) => one.voices.size >= Math.max(2, agreeing)).length;
+  const isTie = next && next.steady.size === agree;
+  let verdict = outcomes.length > 1 ? "disputed" : "unconfirmed";
+  if (wavers || enough > 1) verdict = "flaky";
+  if (support >= agreeing && 2 * agree > times.size && !isTie)
+    verdict = first.bad ? "confirmed fail" : "confirmed pass";
+  return { verdict, agree, of: times.size, blind: blind > 1 ? blind : 0 };
+}
+
+function judgeCell(results, commits, agreeing, isBlind, voice) {
+  const { kept, pairs } = openCommits(results, commits, voice);
+  const completed = kept.filter((entry) => entry.payload.get("state") === "completed");
+  if (!completed.length)
+    return { verdict: kept.length ? "broken" : "pending", agree: 0, of: 0, blind: 0 };
   const groups = new Map();
-  for (const entry of latest.values()) {
+  for (const entry of completed) {
     const counts = entry.payload.get("counts") ?? new Map();
     const bad = (counts.get("failed") ?? 0) + (counts.get("error") ?? 0);
     const total = [...counts.values()].reduce((a, b) => a + b, 0);
     const group = comparable(entry.payload.get("environment"));
-    const outcome = [entry.payload.get("digest").toString("hex"), bad, total].join(" ");
+    const number = (n) => String(n).padStart(20, "0");
+    const order = [entry.payload.get("digest").toString("hex"), number(bad), number(total)].join();
     if (!groups.has(group)) groups.set(group, new Map());
     const outcomes = groups.get(group);
-    if (!outcomes.has(outcome)) outcomes.set(outcome, { bad, voices: new Set() });
-    outcomes.get(outcome).voices.add(operatorOf(entry.key));
+    if (!outcomes.has(order)) outcomes.set(order, { order, bad, voices: new Set() });
+    outcomes.get(order).voices.add(voice(entry.key));
   }
-  const rank = { "confirmed fail": 4, disputed: 3, "confirmed pass": 2, unconfirmed: 1 };
-  const findings = [...groups.values()].map((outcomes) => {
-    const sorted = [...outcomes.values()].sort((a, b) => b.voices.size - a.voices.size);
-    const [best, next] = sorted;
-    const everyone = new Set(sorted.flatMap((one) => [...one.voices])).size;
-    const agree = best.voices.size;
-    const alone = !next || next.voices.size < agree;
-    if (agree >= agreeing && 2 * agree > everyone && alone)
-      return [best.bad ? "confirmed fail" : "confirmed pass", agree];
-    return [outcomes.size > 1 ? "disputed" : "unconfirmed", agree];
-  });
-  findings.sort((a, b) => rank[b[0]] - rank[a[0]] || b[1] - a[1]);
-  return findings[0][0];
+  const rank = ["unconfirmed", "confirmed pass", "disputed", "flaky", "confirmed fail"];
+  const findings = [...groups]
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+    .map(([, outcomes]) => weigh([...outcomes.values()], agreeing, isBlind, pairs));
+  findings.sort(
+    (a, b) =>
+      (b.of >= agreeing) - (a.of >= agreeing) ||
+      rank.indexOf(b.verdict) - rank.indexOf(a.verdict) ||
+      b.agree - a.agree ||
+      b.of - a.of,
+  );
+  return findings[0];
 }
 
 function judge(entries, forked, state) {
@@ -161,15 +303,22 @@ function judge(entries, forked, state) {
   for (const job of entries.filter((e) => e.kind === 2)) {
     const cells = new Map();
     for (const entry of entries) {
-      if (entry.kind !== 5 || !entry.payload.get("job").equals(job.id)) continue;
+      if (![4, 5].includes(entry.kind) || !entry.payload.get("job").equals(job.id)) continue;
       if (disputed(entry) || liars.has(entry.key) || state.isRevoked(entry.key, entry.time)) continue;
       const cell = entry.payload.get("cell").toString("hex");
-      cells.set(cell, [...(cells.get(cell) ?? []), entry]);
+      if (!cells.has(cell)) cells.set(cell, { 4: [], 5: [] });
+      cells.get(cell)[entry.kind].push(entry);
     }
-    const agreeing = job.payload.get("spec").get("redundancy") ?? 2;
-    const operatorOf = (key) => state.operators.get(key) ?? key;
+    const spec = job.payload.get("spec");
+    const agreeing = spec.get("redundancy") ?? 2;
+    const wish = state.recordAt(job.time).get("cross_check") ?? new Map();
+    const isBlind =
+      agreeing > 1 && [spec.get("cross_check"), wish.get("mode")].includes("blind");
     jobs[job.name] = Object.fromEntries(
-      [...cells].map(([cell, results]) => [cell, verdict(results, agreeing, operatorOf)]),
+      [...cells].map(([cell, said]) => [
+        cell,
+        judgeCell(said[5], said[4], agreeing, isBlind, state.voice),
+      ]),
     );
   }
   return jobs;
@@ -193,7 +342,7 @@ for (const project of new Set(entries.map((e) => e.namespace))) {
   const mine = entries.filter((e) => e.namespace === project);
   const forked = forks(mine);
   const standing = mine.filter((e) => e.seq < (forked.get(feedOf(e))?.at ?? Infinity));
-  Object.assign(jobs, judge(mine, forked, rights(standing)));
+  Object.assign(jobs, judge(mine, forked, rights(standing, project)));
 }
 console.log(
   JSON.stringify({

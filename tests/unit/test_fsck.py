@@ -8,7 +8,16 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from authors import NOW, Author, announce, cell_ids, digest, fork_of, project_record
+from authors import (
+    NOW,
+    Author,
+    announce,
+    cell_ids,
+    digest,
+    fork_of,
+    project_record,
+    sealed_result,
+)
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +45,8 @@ def fill(path: Path) -> bytes:
     entries.append(root.vouch(project, volunteers[0].public, "alice"))
     for at, cell in enumerate(cell_ids(job, announce(python=("3.11", "3.12")))):
         entries += [a.result(project, job.id, cell, failed=at) for a in volunteers[:3]]
+    sealed, told = sealed_result(volunteers[0], job.id, digest("cell"), seen=(genesis.id,))
+    entries += [volunteers[0].sign(sealed, project), volunteers[0].sign(told, project)]
     liar = volunteers[3]
     twin = liar.branch()
     one, two = liar.result(project, job.id, digest("c")), twin.withdraw(project, job.id)
@@ -82,7 +93,7 @@ def content(path: Path) -> object:
 def test_a_good_ledger_is_good_in_all_tables(model):
     report = check(model)
     assert report.faults == []
-    assert report.entries == 21
+    assert report.entries == 23
     db = sqlite3.connect(model)
     assert all(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in fsck.TABLES)
     db.close()
@@ -159,7 +170,7 @@ def test_a_change_of_any_column_of_any_table_is_found_and_mended(model, tmp_path
     "statement",
     [
         "DELETE FROM entry WHERE arrival = 3",
-        "DELETE FROM entry WHERE arrival = 21",
+        "DELETE FROM entry WHERE arrival = 23",
         "DELETE FROM run WHERE arrival IN (SELECT arrival FROM run LIMIT 1)",
         "DELETE FROM outcome",
         "INSERT INTO target (job, cell) VALUES (x'01', x'02')",
@@ -336,7 +347,7 @@ def test_the_command_says_what_it_found_and_did(model, tmp_path):
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(model, path)
     said = run.invoke(main, ["--home", str(home), "fsck"])
-    assert (said.exit_code, said.output) == (0, "21 entries: every byte is as it must be\n")
+    assert (said.exit_code, said.output) == (0, "23 entries: every byte is as it must be\n")
     db = sqlite3.connect(path)
     db.execute("UPDATE outcome SET failed = 9")
     db.commit()

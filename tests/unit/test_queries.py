@@ -225,7 +225,7 @@ def test_sql_reads_and_nothing_else(made, tmp_path):
 # --- verdicts from columns ----------------------------------------------------------------------
 
 
-def test_what_an_author_said_last_counts_whatever_arrived_first(made):
+def test_an_author_that_says_two_things_supports_neither_whatever_arrived_first(made):
     job, cells = made.job("one", "aaaa1111")
     first, last = A.reopen(b"aaaaaaaa"), A.reopen(b"bbbbbbbb")
     late = last.sign(result(job.id, cells[0], failed=1), made.project, NOW + 9000)
@@ -233,9 +233,11 @@ def test_what_an_author_said_last_counts_whatever_arrived_first(made):
     made.fill(late, early, B.result(made.project, job.id, cells[0], failed=1))
     with Reader(made.path) as reader:
         cell = reader.matrix(reader.jobs()[0], ReaderPolicy())[0]
-    assert cell.finding.verdict == Verdict.CONFIRMED_FAIL
+    assert cell.finding.verdict == Verdict.FLAKY
     assert cell.runs == 3
-    assert cell.finding.supporters == tuple(sorted((A.public, B.public)))
+    assert cell.finding.supporters == (B.public,)
+    assert cell.finding.wavering == (A.public,)
+    assert cell.finding.differ == ("f0",)
 
 
 # --- speed: no question may read a whole table of entries or results --------------------------
@@ -284,7 +286,7 @@ def test_no_question_about_a_project_or_a_commit_scans_entries_or_results(made):
         reader.log(project=project)
         reader.log(author=A.public)
         analysis.flaky(reader, project, lambda _: None)
-        analysis.records(reader, project)
+        analysis.records(reader, project, FAR)
         analysis.search(reader, "t", 10)
 
     found = plans(made, ask)

@@ -1,202 +1,377 @@
-"""From outcomes to a verdict."""
+"""From outcomes to a verdict: the cases of ``docs/verdicts.md``, and what holds of all."""
 
 from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from authors import digest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ponyswarm.ledger.verdicts import Run, Verdict, judge
-from ponyswarm.policy import ReaderPolicy
+from ponyswarm.agreement import Sealed, more_wanted
+from ponyswarm.ledger.verdicts import (
+    CONFIRMED,
+    Finding,
+    Record,
+    Run,
+    Verdict,
+    agreement_of,
+    by_test,
+    count,
+    judge,
+)
+from ponyswarm.policy import ReaderPolicy, Standing
 
-A, B, C, D, E = (bytes([n]) * 32 for n in range(1, 6))
-ENV = digest("environment")
-OTHER_ENV = digest("another environment")
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "verdicts.md").read_text("utf-8")
+KEYS = {name: bytes([number]) * 32 for number, name in enumerate("ABCDE", 1)}
+A, B, C, D, E = KEYS.values()
+RUN = re.compile(r"(\w)(?::(\w+)(?:/(\w))?(?:\(([!A-E]*)\))?|!(\w+)|(\?))")
 
 
-def ran(author: bytes, outcome: str = "pass", *, env: bytes = ENV, order: int = 0) -> Run:
-    failed = 1 if "fail" in outcome else 0
+# --- the page's own notation ------------------------------------------------------------------
+
+
+def cases(title: str) -> list:
+    """The rows of the page's table whose header has this column."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.splitlines()
+        if line.startswith("|")
+    ]
+    start = next(at for at, row in enumerate(rows) if row[0] == "case" and title in row)
+    found = []
+    for row in rows[start + 2 :]:
+        if row[0] == "case":
+            break
+        found.append(pytest.param(dict(zip(rows[start], row, strict=True)), id=row[0]))
+    return found
+
+
+def commit_of(key: bytes) -> bytes:
+    return digest(f"commit {key.hex()}")
+
+
+def ran(
+    author: bytes,
+    outcome: str = "pass",
+    *,
+    env: str = "",
+    opens: bytes | None = None,
+    seen: frozenset[bytes] = frozenset(),
+) -> Run:
     return Run(
         author=author,
-        order=order,
         completed=True,
         digest=digest(outcome),
-        comparable=env,
-        failed=failed,
+        comparable=digest(f"environment {env}"),
+        failed=1 if "fail" in outcome else 0,
         total=5,
+        opens=opens,
+        seen=seen,
     )
 
 
-def broke(author: bytes, reason: str = "timeout", order: int = 0) -> Run:
-    return Run(
-        author=author,
-        order=order,
-        completed=False,
-        reason=reason,
-        digest=digest(reason),
-        comparable=ENV,
-        failed=0,
-        total=0,
-    )
+def broke(author: bytes, reason: str = "timeout") -> Run:
+    run = ran(author, reason)
+    return replace(run, completed=False, reason=reason, failed=0, total=0)
 
+
+def told(text: str) -> tuple[list[Run], list[Sealed]]:
+    """The runs and commits that a row of the table has."""
+    runs, commits = [], []
+    for part in text.split():
+        match = RUN.fullmatch(part)
+        assert match, part
+        name, outcome, env, seen, reason, unopened = match.groups()
+        key = KEYS[name]
+        if unopened:
+            commits.append(
+                Sealed(id=digest(f"{name} unopened"), author=key, commitment=digest("secret"))
+            )
+        elif reason:
+            runs.append(broke(key, reason))
+        elif seen is None:
+            runs.append(ran(key, outcome, env=env or ""))
+        else:
+            opens = digest(f"{name} opens {outcome}")
+            named = frozenset(commit_of(KEYS[other]) for other in seen if other != "!")
+            runs.append(ran(key, outcome, env=env or "", opens=opens, seen=named))
+            if seen != "!":
+                commits.append(Sealed(id=commit_of(key), author=key, commitment=opens))
+    return runs, commits
+
+
+def known(text: str, k: str) -> tuple[Standing, ReaderPolicy]:
+    operators, before, forked, ended = {}, {}, set(), {}
+    policy = ReaderPolicy(agreeing=int(k))
+    for part in text.split():
+        if ">" in part:
+            old, new = part.split(">")
+            before[KEYS[new]] = KEYS[old]
+            continue
+        name, value = part.split("=")
+        if part == "only=vouched":
+            policy = replace(policy, vouched_only=True)
+        elif name == "only":
+            policy = replace(policy, keys=frozenset(KEYS[one] for one in value))
+        elif name == "forked":
+            forked |= {KEYS[one] for one in value}
+        elif name == "ended":
+            ended |= {KEYS[one]: 0 for one in value}
+        else:
+            operators |= {KEYS[one]: name for one in value}
+    standing = Standing(operators=operators, before=before, forked=frozenset(forked), revoked=ended)
+    return standing, policy
+
+
+@pytest.mark.parametrize("row", cases("runs"))
+def test_a_case_of_the_page(row):
+    runs, commits = told(row["runs"])
+    standing, policy = known(row["known"], row["k"])
+    finding = judge(runs, policy, standing, commits=commits, is_blind=row["job"] == "blind")
+    said = {
+        "verdict": str(finding.verdict),
+        "agree": f"{finding.agree} of {finding.of}",
+        "blind": str(finding.blind),
+    }
+    assert said == {name: row[name] for name in said}
+
+
+@pytest.mark.parametrize("row", cases("statuses"))
+def test_a_case_of_one_test(row):
+    runs, commits = told(row["statuses"])
+    standing, policy = known(row["known"], row["k"])
+    statuses = re.findall(r":(\w+)", row["statuses"])
+    found = by_test(
+        [(run.author, {"t": status}) for run, status in zip(runs, statuses, strict=True)],
+        policy,
+        absent="not run",
+        speakers=standing.speakers,
+        pairs=count(runs, commits, standing.speakers).opened.pairs,
+        is_blind=row["job"] == "blind",
+    )["t"]
+    assert str(found.verdict) == row["verdict"]
+    assert f"{found.agree} of {found.of}" == row["agree"]
+
+
+def test_every_verdict_has_cases():
+    assert {param.values[0]["verdict"] for param in cases("runs")} == set(Verdict)
+
+
+# --- what a finding says ----------------------------------------------------------------------
 
 TWO = ReaderPolicy(agreeing=2)
-ONE = ReaderPolicy(agreeing=1)
-THREE = ReaderPolicy(agreeing=3)
-
-CASES = {
-    "nothing yet": ([], TWO, {}, (), Verdict.PENDING, 0, 0),
-    "one run": ([ran(A)], TWO, {}, (), Verdict.UNCONFIRMED, 1, 1),
-    "one run is enough for one": ([ran(A)], ONE, {}, (), Verdict.CONFIRMED_PASS, 1, 1),
-    "two agree": ([ran(A), ran(B)], TWO, {}, (), Verdict.CONFIRMED_PASS, 2, 2),
-    "two agree that it fails": (
-        [ran(A, "fail"), ran(B, "fail")], TWO, {}, (), Verdict.CONFIRMED_FAIL, 2, 2
-    ),
-    "two of three asked": ([ran(A), ran(B)], THREE, {}, (), Verdict.UNCONFIRMED, 2, 2),
-    "two differ": ([ran(A), ran(B, "fail")], TWO, {}, (), Verdict.DISPUTED, 1, 2),
-    "two differ, one asked": ([ran(A), ran(B, "fail")], ONE, {}, (), Verdict.DISPUTED, 1, 2),
-    "a third run decides": (
-        [ran(A), ran(B, "fail"), ran(C)], TWO, {}, (), Verdict.CONFIRMED_PASS, 2, 3
-    ),
-    "two against two": (
-        [ran(A), ran(B, "fail"), ran(C), ran(D, "fail")], TWO, {}, (), Verdict.DISPUTED, 2, 4
-    ),
-    "two against two singles is no majority": (
-        [ran(A), ran(B, "fail"), ran(C), ran(D, "fail2")], TWO, {}, (), Verdict.DISPUTED, 2, 4
-    ),
-    "keys of one operator are one": (
-        [ran(A), ran(B)], TWO, {A: "x", B: "x"}, (), Verdict.UNCONFIRMED, 1, 1
-    ),
-    "an operator and a stranger are two": (
-        [ran(A), ran(B), ran(C)], TWO, {A: "x", B: "x"}, (), Verdict.CONFIRMED_PASS, 2, 2
-    ),
-    "an operator that contradicts itself confirms nothing": (
-        [ran(A), ran(B, "fail")], ONE, {A: "x", B: "x"}, (), Verdict.DISPUTED, 1, 1
-    ),
-    "a forked author counts for nothing": (
-        [ran(A), ran(B)], TWO, {}, (B,), Verdict.UNCONFIRMED, 1, 1
-    ),
-    "only forked authors": ([ran(A)], ONE, {}, (A,), Verdict.PENDING, 0, 0),
-    "broken only": ([broke(A), broke(B)], TWO, {}, (), Verdict.BROKEN, 0, 0),
-    "a broken run does not contradict": (
-        [ran(A), broke(B), ran(C)], TWO, {}, (), Verdict.CONFIRMED_PASS, 2, 2
-    ),
-    "what does not compare does not contradict": (
-        [ran(A), ran(B, "fail", env=OTHER_ENV)], TWO, {}, (), Verdict.UNCONFIRMED, 1, 1
-    ),
-    "what does not compare does not agree": (
-        [ran(A), ran(B, env=OTHER_ENV)], TWO, {}, (), Verdict.UNCONFIRMED, 1, 1
-    ),
-    "a confirmed failure goes before a confirmed pass elsewhere": (
-        [ran(A), ran(B), ran(C, "fail", env=OTHER_ENV), ran(D, "fail", env=OTHER_ENV)],
-        TWO, {}, (), Verdict.CONFIRMED_FAIL, 2, 2,
-    ),
-    "the latest run of an author counts": (
-        [ran(A, "fail", order=0), ran(A, order=1), ran(B)],
-        TWO, {}, (), Verdict.CONFIRMED_PASS, 2, 2,
-    ),
-    "a later broken run takes nothing back": (
-        [ran(A, order=0), broke(A, order=1), ran(B)], TWO, {}, (), Verdict.CONFIRMED_PASS, 2, 2
-    ),
-    "only listed keys": (
-        [ran(A), ran(B), ran(C, "fail")],
-        ReaderPolicy(agreeing=1, keys=frozenset([C])), {}, (), Verdict.CONFIRMED_FAIL, 1, 1,
-    ),
-    "only vouched keys": (
-        [ran(A), ran(B), ran(C)],
-        ReaderPolicy(agreeing=2, vouched_only=True), {A: "x", B: "y"}, (),
-        Verdict.CONFIRMED_PASS, 2, 2,
-    ),
-    "unvouched keys do not fill up": (
-        [ran(A), ran(B), ran(C)],
-        ReaderPolicy(agreeing=2, vouched_only=True), {A: "x"}, (), Verdict.UNCONFIRMED, 1, 1,
-    ),
-}  # fmt: skip
+NOBODY = Standing()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_verdict(name):
-    runs, policy, operators, forked, verdict, agree, of = CASES[name]
-    finding = judge(runs, policy, operators=operators, forked=forked)
-    assert (finding.verdict, finding.agree, finding.of) == (verdict, agree, of)
-
-
-def test_a_finding_names_who_supports_and_who_dissents():
-    finding = judge([ran(C), ran(A, "fail"), ran(B)], TWO, operators={}, forked=())
+def test_a_finding_names_who_supports_who_dissents_and_who_wavers():
+    runs = [ran(C), ran(A, "fail"), ran(B), ran(D), ran(D, "fail")]
+    finding = judge(runs, TWO, NOBODY)
     assert finding.supporters == (B, C)
     assert finding.dissent == (A,)
+    assert finding.wavering == (D,)
     assert (finding.tests, finding.failed, finding.digest) == (5, 0, digest("pass"))
+
+
+def test_a_finding_names_who_has_committed_and_not_told():
+    runs, commits = told("A:pass(B) B?")
+    assert judge(runs, TWO, NOBODY, commits=commits, is_blind=True).sealed == (B,)
 
 
 def test_broken_runs_are_counted_by_reason():
     runs = [broke(A), broke(B), broke(C, "install"), ran(D)]
-    finding = judge(runs, TWO, operators={}, forked=())
-    assert finding.broken == {"timeout": 2, "install": 1}
+    assert judge(runs, TWO, NOBODY).broken == {"timeout": 2, "install": 1}
 
 
 def test_a_copied_digest_with_other_counts_is_no_support():
     """Otherwise a liar could turn a confirmed failure into a pass without knowing the tests."""
     honest = [ran(B, "fail"), ran(C, "fail")]
-    lie = Run(
-        author=A,
-        order=0,
-        completed=True,
-        digest=digest("fail"),
-        comparable=ENV,
-        failed=0,
-        total=5,
-    )
-    finding = judge([lie, *honest], TWO, operators={}, forked=())
+    lie = replace(ran(A, "fail"), failed=0)
+    finding = judge([lie, *honest], TWO, NOBODY)
     assert (finding.verdict, finding.failed) == (Verdict.CONFIRMED_FAIL, 1)
     assert finding.dissent == (A,)
-    assert judge([lie, honest[0]], TWO, operators={}, forked=()).verdict == Verdict.DISPUTED
+    assert judge([lie, honest[0]], TWO, NOBODY).verdict == Verdict.DISPUTED
 
+
+def test_a_key_is_heard_until_it_ended():
+    standing = Standing(revoked={B: 100})
+    before, after = replace(ran(B), time=99), replace(ran(B), time=100)
+    assert judge([ran(A), before], TWO, standing).verdict is Verdict.CONFIRMED_PASS
+    assert judge([ran(A), after], TWO, standing).verdict is Verdict.UNCONFIRMED
+
+
+def test_only_tests_that_differ_are_named():
+    runs = [(A, {"a": "passed", "b": "passed"}), (B, {"a": "passed", "b": "failed"})]
+    found = by_test(runs, TWO, absent="not run", speakers={})
+    assert set(found) == {"b"}
+    assert found["b"].statuses == {"failed": (B,), "passed": (A,)}
+
+
+def test_a_test_that_a_run_does_not_have_differs_too():
+    found = by_test([(A, {"a": "passed"}), (B, {})], TWO, absent="not run", speakers={})
+    assert found["a"].statuses == {"not run": (B,), "passed": (A,)}
+
+
+# --- what holds of all ------------------------------------------------------------------------
 
 authors = st.sampled_from([A, B, C, D, E])
-runs_strategy = st.lists(
-    st.builds(
-        ran, authors, st.sampled_from(["pass", "fail"]), env=st.sampled_from([ENV, OTHER_ENV])
-    )
-    | st.builds(broke, authors, st.sampled_from(["timeout", "install"])),
-    max_size=8,
-    # An author's place in its feed tells its runs apart.
-).map(
-    lambda runs: [
-        Run(**{f: getattr(run, f) for f in Run.__slots__ if f != "order"}, order=i)
-        for i, run in enumerate(runs)
-    ]
-)
+outcomes = st.sampled_from(["pass", "fail", "fail2"])
+seen = st.frozensets(authors.map(commit_of), max_size=4)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[list[Run], list[Sealed]]:
+    """Runs and commits of a cell, honest or not."""
+    runs, commits = [], []
+    for _ in range(draw(st.integers(0, 8))):
+        author, outcome = draw(authors), draw(outcomes)
+        env = draw(st.sampled_from(["", "B"]))
+        how = draw(st.sampled_from(["open", "sealed", "unopened", "mismatch", "broken"]))
+        opens = digest(f"{author.hex()} opens {outcome}")
+        if how == "broken":
+            runs.append(broke(author))
+        elif how == "open":
+            runs.append(ran(author, outcome, env=env))
+        elif how == "unopened":
+            commits.append(Sealed(id=digest("x"), author=author, commitment=digest("secret")))
+        else:
+            runs.append(ran(author, outcome, env=env, opens=opens, seen=draw(seen)))
+            if how == "sealed":
+                commits.append(Sealed(id=commit_of(author), author=author, commitment=opens))
+    return runs, commits
+
+
 policies = st.builds(
     ReaderPolicy,
     agreeing=st.integers(1, 4),
     keys=st.none() | st.frozensets(authors),
     vouched_only=st.booleans(),
 )
-operator_maps = st.dictionaries(authors, st.sampled_from(["x", "y", "z"]))
+standings = st.builds(
+    Standing,
+    operators=st.dictionaries(authors, st.sampled_from(["x", "y", "z"])),
+    before=st.dictionaries(authors, authors, max_size=2),
+    forked=st.frozensets(authors, max_size=2),
+    revoked=st.dictionaries(authors, st.just(0), max_size=1),
+)
 
 
-@given(runs_strategy, policies, operator_maps, st.frozensets(authors), st.randoms())
-def test_the_order_of_runs_never_matters(runs, policy, operators, forked, chance):
-    expected = judge(runs, policy, operators=operators, forked=forked)
-    shuffled = list(runs)
-    chance.shuffle(shuffled)
-    assert judge(shuffled, policy, operators=operators, forked=forked) == expected
+def judged(history, policy, standing, is_blind) -> Finding:
+    runs, commits = history
+    return judge(runs, policy, standing, commits=commits, is_blind=is_blind)
 
 
-@given(runs_strategy, policies, operator_maps, st.frozensets(authors))
-def test_fewer_than_the_asked_operators_never_confirm(runs, policy, operators, forked):
-    finding = judge(runs, policy, operators=operators, forked=forked)
-    counting = {
-        operators.get(run.author, run.author.hex())
-        for run in runs
-        if run.completed and run.author not in forked and policy.counts(run.author, operators)
+@given(histories(), policies, standings, st.booleans(), st.randoms())
+def test_the_order_of_arrival_never_matters(history, policy, standing, is_blind, chance):
+    runs, commits = [list(part) for part in history]
+    expected = judged((runs, commits), policy, standing, is_blind)
+    chance.shuffle(runs)
+    chance.shuffle(commits)
+    assert judged((runs, commits), policy, standing, is_blind) == expected
+
+
+@given(histories(), histories(), policies, standings, st.booleans())
+def test_whom_the_policy_does_not_hear_changes_nothing(history, more, policy, standing, is_blind):
+    def silent(author: bytes) -> bool:
+        return not policy.counts(author, standing) or not standing.stands(author, 0)
+
+    runs = [*history[0], *(run for run in more[0] if silent(run.author))]
+    commits = [*history[1], *(c for c in more[1] if not policy.counts(c.author, standing))]
+    expected = judged(history, policy, standing, is_blind)
+    assert judged((runs, commits), policy, standing, is_blind) == expected
+
+
+@given(histories(), policies, standings, st.booleans())
+def test_fewer_than_the_asked_operators_never_confirm(history, policy, standing, is_blind):
+    finding = judged(history, policy, standing, is_blind)
+    heard = {
+        standing.voice(run.author)
+        for run in history[0]
+        if run.completed and policy.counts(run.author, standing)
     }
-    if len(counting) < policy.agreeing:
-        assert finding.verdict not in (Verdict.CONFIRMED_PASS, Verdict.CONFIRMED_FAIL)
-    if finding.verdict in (Verdict.CONFIRMED_PASS, Verdict.CONFIRMED_FAIL):
+    if len(heard) < policy.agreeing:
+        assert finding.verdict not in CONFIRMED
+    if finding.verdict in CONFIRMED:
         assert finding.agree >= policy.agreeing
         assert 2 * finding.agree > finding.of
-        supporters = {operators.get(key, key.hex()) for key in finding.supporters}
-        assert len(supporters) == finding.agree
-        assert not set(finding.supporters) & forked
+        assert len({standing.voice(key) for key in finding.supporters}) == finding.agree
+        assert not set(finding.supporters) & standing.forked
+        assert not set(finding.supporters) & set(finding.wavering)
+
+
+@given(histories(), policies, standings)
+def test_what_a_blind_job_confirms_an_open_one_does_too(history, policy, standing):
+    blind = judged(history, policy, standing, True)
+    if blind.verdict in CONFIRMED:
+        assert judged(history, policy, standing, False).verdict is blind.verdict
+
+
+@given(st.integers(2, 5), st.integers(1, 6), outcomes)
+def test_copies_of_one_result_never_look_blind(k, copies, outcome):
+    """One tells early; any number repeat it, whatever commits they name of its and each other."""
+    keys = [bytes([n]) * 32 for n in range(1, copies + 2)]
+    first, *others = keys
+    everyone = frozenset(map(commit_of, keys))
+    runs = [ran(first, outcome, opens=digest(first.hex()))]
+    runs += [ran(key, outcome, opens=digest(key.hex()), seen=everyone) for key in others]
+    commits = [Sealed(id=commit_of(key), author=key, commitment=digest(key.hex())) for key in keys]
+    finding = judge(runs, ReaderPolicy(agreeing=k), NOBODY, commits=commits, is_blind=True)
+    # The copies may be blind to each other, and never to the one that told first.
+    assert finding.blind <= copies
+    if copies < k:
+        assert finding.verdict is Verdict.UNCONFIRMED
+
+
+@given(histories(), st.integers(2, 4), st.booleans())
+def test_a_cell_that_needs_no_run_is_confirmed_or_called(history, redundancy, is_blind):
+    """What is run and what is believed never part: more is wanted exactly until then."""
+    runs, commits = history
+    tally = count(runs, commits, {})
+    sets: dict[bytes, dict] = {}
+    for outcome, keys in tally.voices.items():
+        sets.setdefault(outcome.comparable, {})[outcome] = keys
+    told_by = {key for keys in tally.voices.values() for key in keys}
+    more = more_wanted(
+        sets.values(), redundancy=redundancy, sealed=0, is_blind=is_blind, pairs=tally.opened.pairs
+    )
+    finding = judged(history, ReaderPolicy(agreeing=redundancy), NOBODY, is_blind)
+    assert len(told_by) + more <= max(len(told_by), redundancy + 2)
+    if not told_by:
+        assert more == redundancy
+    if finding.verdict in CONFIRMED:
+        assert more == 0
+    elif finding.verdict is not Verdict.FLAKY:
+        assert more > 0 or len(told_by) >= redundancy + (2 if is_blind else 1)
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+def record_of(key: bytes, text: str, *, is_blind: bool = False) -> Record:
+    runs, commits = told(text)
+    records: dict[bytes, Record] = {}
+    agreement_of(
+        [(run.author, run.outcome if run.completed else None) for run in runs],
+        records,
+        speakers={},
+        pairs=count(runs, commits, {}).opened.pairs,
+        is_blind=is_blind,
+    )
+    return records[key]
+
+
+def test_to_repeat_what_was_told_earns_no_record():
+    assert record_of(B, "A:pass B:pass").agreed == 1
+    assert record_of(B, "A:pass(B) B:pass(A)", is_blind=True).agreed == 1
+    late = record_of(B, "A:pass() B:pass(A)", is_blind=True)
+    assert (late.agreed, late.late) == (0, 1)
+
+
+def test_who_gave_what_most_did_not_give_dissented():
+    assert record_of(C, "A:pass B:pass C:fail").dissented == 1
+    assert record_of(A, "A:pass B:fail").open == 1
+    assert record_of(A, "A:pass B:fail/B").alone == 1
+    assert record_of(A, "A!timeout").broken == 1

@@ -25,11 +25,13 @@ from ponyswarm.frontier import BUCKETS, Frontier, bucket_of
 from ponyswarm.keys import peer_id
 from ponyswarm.matrix import cells
 from ponyswarm.messages import (
+    Approve,
     Blob,
     Checkpoint,
     Claim,
     Commit,
     Cosign,
+    CrossCheck,
     Entry,
     FeedMark,
     FeedRef,
@@ -47,7 +49,7 @@ from ponyswarm.messages import (
     Withdraw,
 )
 from ponyswarm.p2p import blobs, sync
-from ponyswarm.policy import cosign_text
+from ponyswarm.policy import cosign_text, rotation, rotation_text
 
 TIME = 1_800_000_000_000
 TARGET = Path(__file__).parent / "v1.json"
@@ -155,6 +157,41 @@ def refused() -> list[dict[str, str]]:
     return [{"name": name, "frame": data.hex(), "reason": reason} for name, data, reason in cases]
 
 
+def additions(
+    project: bytes, job: Entry, cell: bytes, outcome: bytes, commit: bytes
+) -> list[tuple[str, Author, Entry]]:
+    """What was added to the format later: in feeds of their own, and in no frontier above."""
+    root, second, heir, volunteer = (Author(n, nonce=b"additions"[:8]) for n in (1, 4, 6, 7))
+    asked = CrossCheck(mode="blind", counts="vouched", floor=5)
+    proposed = Project(
+        name="demo",
+        roots=(root.public, second.public),
+        threshold=2,
+        cross_check=asked,
+        replaces=project,
+    )
+    nonce = bytes(range(32))
+    sealed = Commit(
+        job=job.id,
+        cell=cell,
+        commitment=codec.commitment(nonce, outcome, volunteer.public),
+        seen=(commit,),
+    )
+    opened = Result(
+        job=job.id, cell=cell, state="completed", counts={Status.PASSED: 1}, digest=outcome,
+        started=TIME, seconds=1.0, nonce=nonce, seen=(commit,),
+    )  # fmt: skip
+    record = root.sign(proposed, project, TIME + 20)
+    return [
+        ("project (proposed)", root, record),
+        ("approve", second, second.sign(Approve(record=record.id), project, TIME + 21)),
+        ("commit (that names another)", volunteer, volunteer.sign(sealed, project, TIME + 22)),
+        ("result (that opens it)", volunteer, volunteer.sign(opened, project, TIME + 23)),
+        ("rotate", second,
+         second.sign(rotation(project, second.public, heir.key), project, TIME + 24)),
+    ]  # fmt: skip
+
+
 def main() -> None:
     root, announcer, volunteer, other, liar = (Author(n) for n in range(1, 6))
     record = Project(
@@ -229,6 +266,7 @@ def main() -> None:
         ("result (broken, in a new feed)", volunteer,
          volunteer.reopen(b"newnonce").sign(broken, project, TIME + 10))
     )  # fmt: skip
+    added = additions(project, job, cell, outcome, said[2][2].id)
     frontier: dict[FeedRef, FeedMark] = {}
     for _, _, entry in said:
         if entry.namespace == project:
@@ -253,7 +291,7 @@ def main() -> None:
             {"seed": a.key.seed.hex(), "public": a.public.hex(), "peer_id": peer_id(a.public)}
             for a in (root, announcer, volunteer, other, liar)
         ],
-        "entries": [described(*item) for item in said],
+        "entries": [described(*item) for item in (*said, *added)],
         "cells": [
             {
                 "job": job.id.hex(),
@@ -296,6 +334,11 @@ def main() -> None:
             "record": codec.pack(later).hex(),
             "key": other.public.hex(),
             "signature": cosign.signature.hex(),
+        },
+        "rotation": {
+            "key": other.public.hex(),
+            "successor": Author(6).public.hex(),
+            "text": rotation_text(project, other.public, Author(6).public).hex(),
         },
         "tests_blob": {
             "rows": [[t.id, str(t.status), t.seconds, t.message] for t in records],

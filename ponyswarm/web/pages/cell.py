@@ -114,8 +114,7 @@ def cell(
     operators = {} if state is None else state.operators
     letters = _letters(row)
     results = sorted(row.results, key=lambda result: (-result.time, result.entry))
-    forked = reader.forked(job.project)
-    runs = [_run(result, letters, chosen, state, forked) for result in results]
+    runs = [_run(result, letters, state) for result in results]
     failures = _failures(site, reader, job, results, letters)
     return CellPage(
         id=cell_id.hex(),
@@ -189,20 +188,10 @@ def _voices(
 def _run(
     result: ResultRow,
     letters: Mapping[Outcome, str],
-    policy: ReaderPolicy,
     state: ProjectState | None,
-    forked: frozenset[bytes],
 ) -> RunLine:
     operators = {} if state is None else state.operators
-    why_not = ""
-    if result.disputed:
-        why_not = "its author signed two histories here"
-    elif result.author in forked:
-        why_not = "its author forked its feed"
-    elif state is not None and state.is_revoked(result.author, result.time):
-        why_not = "its key was ended before"
-    elif not policy.counts(result.author, operators):
-        why_not = "your policy leaves its key out"
+    why_not = result.ignored
     where = result.result.environment
     return RunLine(
         entry=result.entry.hex(),
