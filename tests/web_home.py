@@ -217,3 +217,33 @@ def furnish(folder: Path) -> tuple[WebHome, Sights]:
     small, ids = home.job(other, lighthouse, title="lighthouse 0.3", spec=pypy)
     home.run(ada, lighthouse, small, ids[0])
     return home, sights
+
+
+SCRIPT = "<script>window.hacked = 1</script><img src=x onerror=alert(1)>"
+BIDI = "\u202egnp.exe\u202c"
+ESCAPES = "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x1b[2J\x00"
+
+
+def furnish_hostile(folder: Path) -> tuple[WebHome, Sights]:
+    """A project of somebody who wishes its readers ill."""
+    home = WebHome(folder)
+    mallory, victim = Author(1), Author(2)
+    name = f"{SCRIPT}{BIDI}{ESCAPES}"[:100]
+    project = home.found(mallory, name, url="javascript:alert(1)")
+    spec = Spec(
+        python=(f"3.12{SCRIPT}"[:100],),
+        services=(f"{BIDI}",),
+        factors={SCRIPT[:40]: {f"{ESCAPES}<b>": ("x",)}},
+        command=(f"pytest {SCRIPT}",),
+    )
+    job, cells = home.job(
+        mallory, project, title=name, commit=f'"><script>{BIDI}', spec=spec, redundancy=1
+    )
+    output = (ESCAPES + SCRIPT + BIDI + "</pre>\n").encode() * 110_000
+    assert len(output) > 10_000_000
+    bad = f"tests/{SCRIPT}{BIDI}{ESCAPES}::test"
+    run = home.run(
+        victim, project, job, cells[0], bad=[bad], tests=[bad, "good"], output=output,
+        message=f"{ESCAPES}{SCRIPT}{BIDI}",
+    )  # fmt: skip
+    return home, Sights(project, job, cells, victim.public, project, run.id, {"outvoted": cells[0]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from collections.abc import Collection
@@ -31,11 +32,16 @@ def listen(host: str, port: int) -> socket.socket:
         remedy = "choose another one with --port, or --port 0 for any that is free"
         if isinstance(fault, PermissionError):
             remedy = "ports below 1024 are for root: choose one above with --port"
-        elif isinstance(fault, socket.gaierror):
+        elif isinstance(fault, socket.gaierror) or fault.errno == errno.EADDRNOTAVAIL:
             remedy = "name an address of this machine with --host"
         raise LocalError(
-            f"the web pages cannot listen on {host} port {port} ({fault.strerror}): {remedy}"
+            f"the web pages cannot listen on {host} port {port} ({_why(fault)}): {remedy}"
         ) from fault
+
+
+def _why(fault: OSError) -> str:
+    """The system's own words; Python adds the address, which is said already."""
+    return (fault.strerror or str(fault)).partition(" (while")[0]
 
 
 def address(listening: socket.socket) -> str:

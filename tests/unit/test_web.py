@@ -14,13 +14,22 @@ import pytest
 from authors import Author
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
-from web_home import BROKEN, FLAKY, TESTS, Sights, WebHome, furnish
+from web_home import (
+    BIDI,
+    BROKEN,
+    FLAKY,
+    SCRIPT,
+    TESTS,
+    Sights,
+    WebHome,
+    furnish,
+    furnish_hostile,
+)
 
 from ponyswarm import status
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.verdicts import Verdict
-from ponyswarm.messages import Spec
 from ponyswarm.plain import harmless, uncoloured
 from ponyswarm.web import site as site_module
 from ponyswarm.web import words
@@ -411,41 +420,12 @@ def test_every_question_goes_through_an_index(home: WebHome, sights: Sights) -> 
 
 # --- strangers ----------------------------------------------------------------------------------
 
-SCRIPT = "<script>window.hacked = 1</script><img src=x onerror=alert(1)>"
-BIDI = "\u202egnp.exe\u202c"
-ESCAPES = "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x1b[2J\x00"
-
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WebHome, Sights]]:
     home, sights = furnish_hostile(tmp_path_factory.mktemp("hostile") / "home")
     yield home, sights
     home.close()
-
-
-def furnish_hostile(folder: Path) -> tuple[WebHome, Sights]:
-    """A project of somebody who wishes its readers ill."""
-    home = WebHome(folder)
-    mallory, victim = Author(1), Author(2)
-    name = f"{SCRIPT}{BIDI}{ESCAPES}"[:100]
-    project = home.found(mallory, name, url="javascript:alert(1)")
-    spec = Spec(
-        python=(f"3.12{SCRIPT}"[:100],),
-        services=(f"{BIDI}",),
-        factors={SCRIPT[:40]: {f"{ESCAPES}<b>": ("x",)}},
-        command=(f"pytest {SCRIPT}",),
-    )
-    job, cells = home.job(
-        mallory, project, title=name, commit=f'"><script>{BIDI}', spec=spec, redundancy=1
-    )
-    output = (ESCAPES + SCRIPT + BIDI + "</pre>\n").encode() * 110_000
-    assert len(output) > 10_000_000
-    bad = f"tests/{SCRIPT}{BIDI}{ESCAPES}::test"
-    run = home.run(
-        victim, project, job, cells[0], bad=[bad], tests=[bad, "good"], output=output,
-        message=f"{ESCAPES}{SCRIPT}{BIDI}",
-    )  # fmt: skip
-    return home, Sights(project, job, cells, victim.public, project, run.id, {"outvoted": cells[0]})
 
 
 @pytest.mark.parametrize("page", PAGES)
