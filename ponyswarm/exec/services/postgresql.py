@@ -41,6 +41,8 @@ CONNECTIONS = 100
 EXTENSIONS = ("hstore", "citext", "bloom", "unaccent", "pg_trgm", "btree_gin", "btree_gist")
 FOLDERS = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/libexec/postgresql*")
 
+# The collations are those of PostgreSQL's usual images, which suites count on: they must not
+# depend on which locales a volunteer's system happens to have.
 INIT = """\
 printf %s "$PASSWORD" > /tmp/password
 "$BIN/initdb" -D /data/pg -U ponyswarm --pwfile=/tmp/password -A scram-sha-256 -E UTF8 \
@@ -48,6 +50,9 @@ printf %s "$PASSWORD" > /tmp/password
 single() { "$BIN/postgres" --single -D /data/pg -c fsync=off "$1" >&2; }
 {
     for name in $EXTENSIONS; do printf 'CREATE EXTENSION "%s"\\n' "$name"; done
+    for name in en_US en_US.utf8; do
+        echo "CREATE COLLATION IF NOT EXISTS public.\\"$name\\" (provider = icu, locale = 'en-US')"
+    done
     echo 'REVOKE ALL ON DATABASE template1 FROM PUBLIC'
 } | single template1
 {
