@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 import trio
 
 PREFIX = "ponyswarm-"
+SWEEP_SECONDS = 5.0
 ROOT = Path("/sys/fs/cgroup")
 
 
@@ -119,11 +121,16 @@ def make(groups: Groups, name: str, *, memory_bytes: int, processes: int) -> Gro
 
 
 def sweep(groups: Groups, mark: str) -> None:
-    """Remove groups whose name starts with ``mark``: leftovers of a killed node."""
+    """Remove groups whose name starts with ``mark``: leftovers of a killed node.
+
+    Waits for what dies in them, at most `SWEEP_SECONDS`: a group can go only after it.
+    """
+    deadline = time.monotonic() + SWEEP_SECONDS
     for parent in groups.parents:
         for folder in parent.glob(PREFIX + mark + "*"):
-            Group(groups.version, folder, folder).kill()
-            _removed((folder,))
+            while not _removed((folder,)) and time.monotonic() < deadline:
+                Group(groups.version, folder, folder).kill()
+                time.sleep(0.01)
 
 
 def _hierarchies(own: str) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,9 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,6 +214,20 @@ class Environments:
                 finally:
                     source.remove(partial)
         return target
+
+    @contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """A folder for as long as the context is open, which a kill leaves to `sweep`."""
+        self._environments.mkdir(parents=True, exist_ok=True)
+        folder = Path(
+            tempfile.mkdtemp(
+                prefix="lock-", suffix=f".partial-{os.getpid()}", dir=self._environments
+            )
+        )
+        try:
+            yield folder
+        finally:
+            source.remove(folder)
 
     def sweep(self) -> None:
         """Remove what a killed process left half made."""

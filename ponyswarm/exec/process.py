@@ -4,9 +4,9 @@ A process is spawned on the calling (main) thread, because the kernel ties
 ``--die-with-parent`` to the *thread* that spawned, and trio's own helpers use one that
 expires after ten seconds. Waiting goes through trio by a pidfd. The environment is
 always given, every other descriptor closed, standard input empty unless bytes are given.
-Whatever happens, cancellation included, the tree is dead when `run` returns. Called by
-`sandbox` (for everything of a job), `environment` and `resolve` (for uv), and for the
-owner's notify command.
+Whatever happens, cancellation included, the tree is dead when `run` returns; when we are
+killed, the kernel ends the process itself. Called by `sandbox` (for everything of a job),
+`environment` and `resolve` (for uv), and for the owner's notify command.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -33,6 +34,13 @@ READ_BYTES = 1 << 16
 # pipe with room for them, spares it and us most of the switches between processes.
 GATHER_SECONDS = 0.02
 PIPE_BYTES = 1 << 20
+# Lets the kernel end a process when its node is killed; busybox's knows no such option.
+SETPRIV = Path("/usr/bin/setpriv")
+MORTAL = (
+    (str(SETPRIV), "--pdeathsig", "KILL", "--")
+    if SETPRIV.exists() and SETPRIV.resolve().name != "busybox"
+    else ()
+)
 # How long to read on from a pipe that a stray child may hold open.
 DRAIN_SECONDS = 1.0
 
@@ -189,12 +197,16 @@ async def run(
     asked now and then with the process's id, tells whether to end it for a reason of
     the caller's own. ``pass_fds`` are closed here once the child has them.
     """
+    if shutil.which(argv[0], path=env.get("PATH")) is None:
+        for descriptor in pass_fds:
+            os.close(descriptor)
+        raise InfraError(f"{argv[0]} does not start: there is no such program")
     reader, writer = os.pipe()
     _widen(reader)
     given = _unnamed(stdin)
     try:
         process = subprocess.Popen(
-            argv,
+            [*MORTAL, *argv],
             stdin=given,
             stdout=writer,
             stderr=writer,

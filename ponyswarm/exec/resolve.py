@@ -12,7 +12,6 @@ import ast
 import configparser
 import platform
 import re
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -106,10 +105,10 @@ async def _compile(
     if leave_out:
         # The project under test must win over a released version of itself.
         arguments += ["--no-emit-package", leave_out]
-    with tempfile.TemporaryDirectory(prefix="ponyswarm-") as folder:
-        listing = Path(folder, "requirements.in")
+    with environments.workplace() as folder:
+        listing = folder / "requirements.in"
         listing.write_text("".join(f"{text}\n" for text in requirements))
-        result = Path(folder, "lock.txt")
+        result = folder / "lock.txt"
         ended = await environments.uv_run(
             [*arguments, str(listing), "-o", str(result)], RESOLVE_SECONDS
         )
@@ -145,7 +144,9 @@ def project_requirements(tree: Path, spec: Spec) -> tuple[str, ...]:
 def build_requirements(tree: Path) -> tuple[str, ...]:
     """What building the wheel needs, as pyproject.toml says or by default."""
     system = source.table(source.pyproject(tree), "build-system")
-    requires = [str(text) for text in _list(system.get("requires"))] or list(DEFAULT_BUILD)
+    # An empty list is an answer: a back end within the tree may need nothing.
+    stated = system.get("requires", list(DEFAULT_BUILD))
+    requires = [str(text) for text in _list(stated)]
     names = {canonicalize_name(_checked(text).name) for text in requires}
     if "setuptools" in names and "wheel" not in names:
         # Before 70.1 setuptools asks for it only while it runs.
