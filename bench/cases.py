@@ -244,11 +244,10 @@ def open_nodes(pythons: Sequence[Installed]) -> Iterator[Nodes]:
 
 
 def offer_services(member: Member) -> None:
-    """Let a member offer each service that ``init`` found here."""
-    text = member.home.ini.read_text()
-    for name in SERVICES:
-        text = text.replace(f"\n# {name} = yes", f"\n{name} = yes")
-    config.write(member.home.ini, text)
+    """Let a member offer whatever is installed here; the rest it will only warn of."""
+    text = member.home.ini.read_text("utf-8")
+    lines = "".join(f"{name} = yes\n" for name in SERVICES)
+    config.write(member.home.ini, text.replace("[services]\n", f"[services]\n{lines}"))
 
 
 # --- the table --------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The same case on two homes, again and again: is it one outcome digest?
 
 Two homes share nothing but the machine: each resolves, downloads and builds for itself. The
-small and middle cases of ``examples/`` run in both in turn; a case whose digests differ is
-named with the tests that made the difference, unless its ``flaky`` tests explain it.
+small and middle cases of ``examples/`` run in both in turn; of a case whose digests differ
+the tests that are bad only now and then are named.
 """
 
 from __future__ import annotations
