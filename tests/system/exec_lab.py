@@ -85,6 +85,18 @@ def archive(folder: Path, files: dict[str, str]) -> Path:
     return path
 
 
+def needs_nothing(interpreter: Installed) -> Lock:
+    """The lock of a job that installs nothing."""
+    return Lock(
+        implementation=interpreter.implementation,
+        python=".".join(interpreter.version.split(".")[:2]),
+        system="linux",
+        machine="any",
+        requirements="",
+        build="",
+    )
+
+
 def executor(folder: Path, limits: Limits = SMALL) -> Executor:
     return Executor(
         cache=folder / "cache", scratch=folder / "scratch", limits=limits, sandbox=holds()
@@ -107,9 +119,7 @@ async def run(
     folder.mkdir(exist_ok=True)
     source = archive(folder, {"test_it.py": body})
     interpreter = this_python()
-    return await executor(
-        folder, limits
-    ).run(
+    return await executor(folder, limits).run(
         source=source,
         source_hash=hashlib.sha256(source.read_bytes()).digest(),
         spec=Spec(
@@ -123,14 +133,7 @@ async def run(
         ),
         cell=Cell(python="3"),
         interpreter=interpreter,
-        lock=Lock(
-            implementation=interpreter.implementation,
-            python=".".join(interpreter.version.split(".")[:2]),
-            system="linux",
-            machine="any",
-            requirements="",
-            build="",
-        ),
+        lock=needs_nothing(interpreter),
         resolve_before=NOW,
         progress=progress,
     )

@@ -9,11 +9,20 @@ import struct
 from pathlib import Path
 
 import pytest
-from exec_lab import NOW, archive, as_ordinary_user, executor, in_trio, run, this_python
+from exec_lab import (
+    NOW,
+    archive,
+    as_ordinary_user,
+    executor,
+    in_trio,
+    needs_nothing,
+    run,
+    this_python,
+)
 
 from ponyswarm.exec import seccomp
 from ponyswarm.exec.outcome import Outcome
-from ponyswarm.messages import Cell, Lock, Reason, Spec, Status
+from ponyswarm.messages import Cell, Reason, Spec, Status
 
 ATTEMPTS = Path(__file__).with_name("escapes.py").read_text("utf-8")
 AT_LEAST = 90
@@ -159,14 +168,7 @@ async def test_a_build_is_held_as_tests_are(tmp_path: Path) -> None:
             spec=Spec(python=("3",), runner="unittest", command=("true",)),
             cell=Cell(python="3"),
             interpreter=python,
-            lock=Lock(
-                implementation=python.implementation,
-                python=".".join(python.version.split(".")[:2]),
-                system="linux",
-                machine="any",
-                requirements="",
-                build="",
-            ),
+            lock=needs_nothing(python),
             resolve_before=NOW,
         )
     assert outcome.reason is Reason.INSTALL
