@@ -7,6 +7,7 @@ ledger, at the start and as entries are admitted; leases come by gossip and expi
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -18,9 +19,10 @@ from ponyswarm.matrix import cells
 from ponyswarm.messages import BAD_STATUSES, Announce, Cell, Claim, Commit, Entry, Result
 from ponyswarm.p2p.scheduling import (
     EVERYONE,
+    FIRM_MS,
     LEASE_MS,
+    OLDEST_MS,
     RENEW_MS,
-    SETTLE_MS,
     CellState,
     Done,
     next_end,
@@ -30,12 +32,17 @@ from ponyswarm.p2p.scheduling import (
 from ponyswarm.policy import ProjectState, Standing, cross_check, window_ms
 
 # Clocks of honest nodes may be so far apart. So a claim counts from when it is heard, and
-# its own time only tells one that is fresh from one that somebody kept and sends again.
+# its own time only says which was first, and tells one that is fresh from one that somebody
+# kept and sends again.
 CLOCK_MS = 120_000
+STALE_MS = OLDEST_MS + CLOCK_MS + 60_000
+# Claims that came before their job, and for how long they are kept.
+MAX_EARLY = 2_000
+EARLY_MS = 120_000
 MAX_LEASES_PER_CELL = 64
 MAX_ORPHANS = 2_000
 # Who gives a cell back sooner than this after its claim made way for others, as it should.
-GIVE_WAY_MS = 2 * SETTLE_MS + 5_000
+GIVE_WAY_MS = FIRM_MS + 5_000
 # Once another has told and named a commit, its author is waited for this long.
 TELL_MS = 600_000
 # How much later than due a renewal of a peer that we lost may come by way of others.
@@ -88,7 +95,8 @@ class Job:
             self.seconds[done.author] = done.seconds
             bound = patience(self.announce.spec.timeout, self.seconds)
             for other in self.open_cells:
-                self.cells[other.id] = replace(other, patience=bound)
+                if other.patience != bound:
+                    self.cells[other.id] = replace(other, patience=bound)
 
     def seal(self, cell: CellState, sealed: Sealed, now: int) -> None:
         """A run of a cell ended, and its author committed to what it gave."""
@@ -116,6 +124,7 @@ class Jobs:
         self._withdrawn: set[tuple[bytes, bytes]] = set()
         self._states: dict[bytes, ProjectState] = {}
         self._standings: dict[bytes, Standing] = {}
+        self._early: OrderedDict[tuple[bytes, bytes], tuple[bytes, Claim, int]] = OrderedDict()
 
     def __contains__(self, job: object) -> bool:
         return job in self._jobs
@@ -168,6 +177,12 @@ class Jobs:
         for cell, of, said in self._orphans.pop(entry.id, ()):
             if of == project and cell in states:
                 self._take(job, cell, said, now)
+        for (cell, origin), (of, claim, at) in list(self._early.items()):
+            if claim.job == entry.id:
+                del self._early[cell, origin]
+                # Not the whole lease: who heard it then may be waiting for its end already.
+                if now - at < EARLY_MS:
+                    self.claimed(of, origin, claim, at)
         return job
 
     @staticmethod
@@ -272,12 +287,15 @@ class Jobs:
         """
         job = self._jobs.get(claim.job)
         cell = None if job is None or job.project != project else job.cells.get(claim.cell)
+        if job is None:
+            self._keep_early(project, origin, claim, now)
         if job is None or cell is None:
             return None
-        if claim.until <= now - CLOCK_MS and (claim.until or cell.leases.get(origin, 0) <= now):
+        if claim.until <= now - STALE_MS and (claim.until or cell.leases.get(origin, 0) <= now):
             # Stale; and who holds nothing gives nothing back: it would only make others wait.
             return None
-        lapsed = {key for key, until in cell.leases.items() if until <= now}
+        # One that ended a moment ago may only have lost its renewals on the way to us.
+        lapsed = {key for key, until in cell.leases.items() if until <= now - LEASE_MS}
         leases = {key: until for key, until in cell.leases.items() if key not in lapsed}
         claimed = {key: at for key, at in cell.claimed.items() if key in leases}
         let_down = cell.let_down | (lapsed - {run.author for run in cell.done})
@@ -293,9 +311,16 @@ class Jobs:
             return now if origin in let_down else next_end(changed, now)
         if now - claimed.get(origin, now) > GIVE_WAY_MS:
             let_down |= {origin}
-        del leases[origin]
+        leases.pop(origin, None)
         job.cells[cell.id] = replace(cell, leases=leases, vacant_since=now, let_down=let_down)
         return now
+
+    def _keep_early(self, project: bytes, origin: bytes, claim: Claim, now: int) -> None:
+        """Gossip loses announcements: the claims on such a job are there when sync brings it."""
+        self._early[claim.cell, origin] = (project, claim, now)
+        self._early.move_to_end((claim.cell, origin))
+        while len(self._early) > MAX_EARLY:
+            self._early.popitem(last=False)
 
     def doubt(self, peer: bytes, now: int) -> bool:
         """A lost peer's leases end soon, unless it renews them by way of others."""

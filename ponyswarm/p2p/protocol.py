@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ponyswarm.codec import encode_gossip
@@ -46,9 +47,12 @@ from ponyswarm.p2p.effects import (
 )
 from ponyswarm.p2p.jobs import Job, Jobs
 from ponyswarm.p2p.scheduling import (
+    AGAIN_MS,
+    FIRM_MS,
     LEASE_MS,
     OFFER_EVERY_MS,
     OFFER_MS,
+    OLDEST_MS,
     RENEW_MS,
     SETTLE_MS,
     CellState,
@@ -96,6 +100,7 @@ def project_topic(project: bytes) -> str:
     return _PROJECT_TOPIC + project.hex()
 
 
+@lru_cache(maxsize=1024)
 def topic_project(topic: str) -> bytes | None:
     """The project of a project topic; None for the directory and foreign topics."""
     if not topic.startswith(_PROJECT_TOPIC):
@@ -129,13 +134,19 @@ class _Project:
 
 @dataclass(frozen=True, slots=True)
 class Mine:
-    """A cell this node is at: claimed and settling, or running."""
+    """A cell this node is at: claimed and settling, or running.
+
+    ``told`` is how often its claim was said again so far; ``yields`` when it is to be stopped
+    because others were before us.
+    """
 
     job: bytes
     project: bytes
     until: int
-    starts: int | None
     since: int
+    runs: bool = False
+    told: int = 0
+    yields: bool = False
 
 
 @dataclass(slots=True)
@@ -150,13 +161,23 @@ class _Secret:
 
 def fits(cell: CellState, offer: Offer) -> bool:
     """Whether an offer can run a cell."""
-    for service in cell.services:
-        if not any(service_matches(service, offered) for offered in offer.services):
+    return _fits(cell.python, cell.services, offer.interpreters, offer.services)
+
+
+# A choice asks for every open cell and every offer, and there are few different ones.
+@lru_cache(maxsize=1 << 14)
+def _fits(
+    python: str,
+    services: tuple[str, ...],
+    interpreters: tuple[Interpreter, ...],
+    offered: tuple[str, ...],
+) -> bool:
+    for service in services:
+        if not any(service_matches(service, one) for one in offered):
             return False
     try:
         return any(
-            matches(cell.python, i.implementation, i.version, i.free_threaded)
-            for i in offer.interpreters
+            matches(python, i.implementation, i.version, i.free_threaded) for i in interpreters
         )
     except LocalError:
         # A maintainer may ask for a Python that only a later version of us can name.
@@ -369,8 +390,9 @@ class Protocol:
                     if len(known.offers) >= MAX_OFFERS:
                         return []
                 before = known.offers.get(origin)
-                until = min(message.until, now + LONGEST_OFFER_MS)
-                known.offers[origin] = replace(message, until=until)
+                latest = now + LONGEST_OFFER_MS
+                is_long = message.until > latest
+                known.offers[origin] = replace(message, until=latest) if is_long else message
                 if before is not None and _frees_others(before, message):
                     self._choose_at = now
                 return []
@@ -380,6 +402,19 @@ class Protocol:
 
     def _take_claim(self, project: bytes, origin: bytes, claim: Claim, now: int) -> None:
         self._choose_by(self._jobs.claimed(project, origin, claim, now))
+        if claim.cell in self._mine and origin != self.me and claim.until:
+            self._contested(claim, origin, now)
+
+    def _contested(self, claim: Claim, origin: bytes, now: int) -> None:
+        """Another is at a cell of ours. It may have been before us, or lost what we said."""
+        self._due = 0
+        mine, job = self._mine[claim.cell], self._jobs.get(claim.job)
+        if job is None or not mine.runs or mine.told < len(AGAIN_MS):
+            return
+        cell = job.cells[claim.cell]
+        if should_yield(cell, origin, now) and now - mine.until > SETTLE_MS - LEASE_MS:
+            # Said at once, so that it can stop while its run is young.
+            self._mine[claim.cell] = replace(mine, until=now + LEASE_MS - RENEW_MS)
 
     def _choose_by(self, at: int | None) -> None:
         if at is not None and (self._choose_at is None or at < self._choose_at):
@@ -539,15 +574,21 @@ class Protocol:
         if published:
             return []
         self._blocked[cell] = now + GIVE_UP_MS
-        return self._set_lease(mine.job, cell, 0, now)
+        return self._give_back(cell, mine, now)
 
-    def _set_lease(self, job_id: bytes, cell_key: bytes, until: int, now: int) -> list[Effect]:
-        job = self._jobs.get(job_id)
-        if job is None:
+    def _say_claim(self, cell: bytes, mine: Mine, now: int) -> list[Effect]:
+        """Tell a claim of ours, the first time or again; it says when it was first made."""
+        until = max(mine.since + LEASE_MS, now - OLDEST_MS)
+        return self._tell(Claim(job=mine.job, cell=cell, until=until), mine.project, now)
+
+    def _give_back(self, cell: bytes, mine: Mine, now: int) -> list[Effect]:
+        return self._tell(Claim(job=mine.job, cell=cell, until=0), mine.project, now)
+
+    def _tell(self, claim: Claim, project: bytes, now: int) -> list[Effect]:
+        if claim.job not in self._jobs:
             return []
-        claim = Claim(job=job_id, cell=cell_key, until=until)
-        self._take_claim(job.project, self.me, claim, now)
-        return [Publish(project_topic(job.project), encode_gossip(claim))]
+        self._take_claim(project, self.me, claim, now)
+        return [Publish(project_topic(project), encode_gossip(claim))]
 
     def _touch_offers(self) -> None:
         self._due = 0
@@ -609,8 +650,8 @@ class Protocol:
             times.append(lapse)
         for mine in self._mine.values():
             times.append(mine.until - LEASE_MS + RENEW_MS)
-            if mine.starts is not None:
-                times.append(mine.starts)
+            if mine.told < len(AGAIN_MS):
+                times.append(mine.since + AGAIN_MS[mine.told])
         if self._capacity is not None:
             for project in self._projects.values():
                 told = project.offers.get(self.me)
@@ -647,9 +688,8 @@ class Protocol:
         effects: list[Effect] = []
         held = Counter(mine.project for mine in self._mine.values())
         for project_id, cell in share(due, held, self._usage(now), own.slots):
-            until = now + LEASE_MS
-            self._mine[cell.id] = Mine(cell.job, project_id, until, now + SETTLE_MS, now)
-            effects += self._set_lease(cell.job, cell.id, until, now)
+            mine = self._mine[cell.id] = Mine(cell.job, project_id, now + LEASE_MS, since=now)
+            effects += self._say_claim(cell.id, mine, now)
             self._touch_offers()
         if waits:
             self._choose_by(max(now, min(waits)) + 1)
@@ -673,33 +713,42 @@ class Protocol:
         }
 
     def _settle(self, now: int) -> list[Effect]:
+        """Start what has settled, and stop what others turn out to have claimed before."""
         effects: list[Effect] = []
         for cell_key, mine in list(self._mine.items()):
-            if mine.starts is None or mine.starts > now:
+            age = now - mine.since
+            if age < SETTLE_MS or age > FIRM_MS or mine.yields:
                 continue
             job = self._jobs.get(mine.job)
             cell = None if job is None else job.cells.get(cell_key)
             gone = job is None or self._refusal(job, now) is not None
-            if gone or cell is None or should_yield(cell, self.me, now):
-                effects += self._release(cell_key, mine, now)
-            else:
-                self._mine[cell_key] = replace(mine, starts=None)
+            comes_late = cell is not None and should_yield(cell, self.me, now)
+            if not mine.runs:
+                if gone or cell is None or comes_late:
+                    effects += self._release(cell_key, mine, now)
+                    continue
+                mine = replace(mine, runs=True)
                 effects.append(Run(mine.job, cell_key))
+            elif comes_late:
+                mine = replace(mine, yields=True)
+                effects.append(Stop(cell_key, "others had claimed it before"))
+            if mine.told < len(AGAIN_MS) and age >= AGAIN_MS[mine.told] and not mine.yields:
                 # Said again as it was: who missed it the first time does not claim as well.
-                effects += self._set_lease(mine.job, cell_key, mine.until, now)
+                mine = replace(mine, told=mine.told + 1)
+                effects += self._say_claim(cell_key, mine, now)
+            self._mine[cell_key] = mine
         return effects
 
     def _release(self, cell_key: bytes, mine: Mine, now: int) -> list[Effect]:
         del self._mine[cell_key]
         self._touch_offers()
-        return self._set_lease(mine.job, cell_key, 0, now)
+        return self._give_back(cell_key, mine, now)
 
     def _renew(self, now: int) -> list[Effect]:
         effects: list[Effect] = []
         for cell in renewals([(cell, mine.until) for cell, mine in self._mine.items()], now):
-            until = now + LEASE_MS
-            self._mine[cell] = replace(self._mine[cell], until=until)
-            effects += self._set_lease(self._mine[cell].job, cell, until, now)
+            mine = self._mine[cell] = replace(self._mine[cell], until=now + LEASE_MS)
+            effects += self._say_claim(cell, mine, now)
         return effects
 
     def _tell_offers(self, now: int) -> list[Effect]:

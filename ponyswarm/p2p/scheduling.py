@@ -26,9 +26,16 @@ OPEN = CrossCheck()
 
 LEASE_MS = 90_000
 RENEW_MS = 30_000
+# A renewed claim says when it was first made, or at least how long ago: its `until`, which
+# is that time and `LEASE_MS`, lies no further back than this.
+OLDEST_MS = 120_000
 # A claim stands this long before its run starts, so that simultaneous claims can meet:
 # gossip was measured to take 310 ms at worst, and both must have heard of each other.
 SETTLE_MS = 500
+# A claim is said again at these ages: at the start of its run, and before others step in.
+AGAIN_MS = (SETTLE_MS, 1_500)
+# A run that turns out to be one too many is stopped only while it is younger than this.
+FIRM_MS = 10_000
 # How much longer each further rank waits before it steps in.
 STEP_MS = 2_000
 OFFER_MS = 600_000

@@ -24,7 +24,7 @@ from ponyswarm.p2p.effects import (
     Subscribe,
     Unsubscribe,
 )
-from ponyswarm.p2p.jobs import CLOCK_MS, GIVE_WAY_MS
+from ponyswarm.p2p.jobs import CLOCK_MS, GIVE_WAY_MS, STALE_MS
 from ponyswarm.p2p.protocol import (
     DIRECTORY,
     GIVE_UP_MS,
@@ -34,7 +34,7 @@ from ponyswarm.p2p.protocol import (
     project_topic,
     topic_project,
 )
-from ponyswarm.p2p.scheduling import LEASE_MS, RENEW_MS, SETTLE_MS
+from ponyswarm.p2p.scheduling import AGAIN_MS, FIRM_MS, LEASE_MS, OLDEST_MS, RENEW_MS, SETTLE_MS
 
 ME, PEER, OTHER = (Author(n).public for n in (50, 51, 52))
 CAPACITY = Capacity(
@@ -180,26 +180,84 @@ def test_own_entries_are_told_and_others_are_not(scene):
 
 def test_a_claim_counts_from_when_it_is_heard_whatever_its_author_s_clock_says(scene):
     job, (cell,) = scene.job(redundancy=1)
-    for until in (scene.now - CLOCK_MS + 1, FAR * 2):
-        scene.hear(Claim(job=job.id, cell=cell, until=until), Author(int(until > FAR) + 60).public)
+    for author, until in ((60, scene.now - CLOCK_MS), (61, FAR * 2)):
+        scene.hear(Claim(job=job.id, cell=cell, until=until), Author(author).public)
     assert scene.claims(scene.tick(LEASE_MS - 1)) == []
     assert [claim.cell for claim in scene.claims(scene.tick(2))] == [cell]
 
 
 def test_a_claim_that_somebody_kept_and_sends_again_is_nothing(scene):
     job, (cell,) = scene.job(redundancy=1)
-    scene.hear(Claim(job=job.id, cell=cell, until=scene.now - CLOCK_MS))
+    scene.hear(Claim(job=job.id, cell=cell, until=scene.now - STALE_MS))
     assert [claim.cell for claim in scene.claims(scene.tick())] == [cell]
 
 
-def test_who_claims_and_never_runs_keeps_a_cell_once(scene):
+def test_a_claim_may_come_before_its_job(scene):
+    """Where the announcement was lost and sync brings it, the others are at it already."""
+    payload = announce(redundancy=1)
+    job = scene.maintainer.sign(payload, scene.project)
+    (cell,) = cell_ids(job, payload)
+    scene.hear(Claim(job=job.id, cell=cell, until=scene.now + LEASE_MS))
+    scene.now += 10_000
+    scene.admit(job)
+    assert scene.claims(scene.tick()) == []
+    assert scene.claims(scene.tick(LEASE_MS)) != []
+
+
+def test_who_let_its_claim_lapse_keeps_nobody_away_a_second_time(scene):
     job, (cell,) = scene.job(redundancy=1)
     idler = Claim(job=job.id, cell=cell, until=scene.now + LEASE_MS)
     scene.hear(idler)
-    assert scene.claims(scene.tick(LEASE_MS - 1)) == []
-    scene.now += 1
+    scene.now += 2 * LEASE_MS
     scene.hear(replace(idler, until=scene.now + LEASE_MS))
     assert [claim.cell for claim in scene.claims(scene.tick())] == [cell]
+
+
+def test_a_lease_whose_renewals_were_lost_stands_where_it_stood_when_one_comes(scene):
+    job, (cell,) = scene.job(redundancy=1)
+    first = Claim(job=job.id, cell=cell, until=scene.now + LEASE_MS)
+    scene.hear(first)
+    scene.tick(LEASE_MS + 1)
+    assert cell in scene.protocol.mine
+    assert runs(scene.tick(SETTLE_MS)) == [Run(job.id, cell)]
+    scene.hear(replace(first, until=scene.now + LEASE_MS))
+    assert [type(e) for e in scene.tick() if isinstance(e, Stop)] == [Stop]
+
+
+def test_a_run_that_turns_out_to_be_one_too_many_is_stopped_while_it_is_young(scene):
+    job, (cell,) = scene.job(redundancy=1)
+    scene.tick()
+    scene.tick(SETTLE_MS)
+    earlier = Claim(job=job.id, cell=cell, until=scene.now + LEASE_MS - SETTLE_MS - 1)
+    scene.hear(earlier)
+    assert [e.cell for e in scene.tick(1000) if isinstance(e, Stop)] == [cell]
+
+
+def test_a_run_that_is_no_longer_young_goes_on_whoever_else_is_at_it(scene):
+    job, (cell,) = scene.job(redundancy=1)
+    scene.tick()
+    scene.tick(SETTLE_MS)
+    scene.now += FIRM_MS
+    scene.hear(Claim(job=job.id, cell=cell, until=scene.now - 2 * FIRM_MS))
+    assert not [e for e in scene.tick(1000) if isinstance(e, Stop)]
+
+
+def test_who_claims_a_cell_that_we_run_hears_at_once_that_we_do(scene):
+    job, (cell,) = scene.job(redundancy=1)
+    scene.tick()
+    for _ in range(10):
+        scene.tick(1000)
+    scene.hear(Claim(job=job.id, cell=cell, until=scene.now + LEASE_MS))
+    assert [claim.cell for claim in scene.claims(scene.tick(1))] == [cell]
+    # And not again for each further claim of that moment.
+    scene.hear(Claim(job=job.id, cell=cell, until=scene.now + LEASE_MS), OTHER)
+    assert scene.claims(scene.tick(1)) == []
+
+
+def test_a_claim_is_said_again_before_others_step_in(scene):
+    scene.job(redundancy=1)
+    said = [at for at in range(0, 6_000, 100) for _ in scene.claims(scene.tick(100))]
+    assert said == [0, *AGAIN_MS]
 
 
 def test_who_gives_a_cell_back_after_long_keeps_nobody_away_a_second_time(scene):
@@ -252,8 +310,12 @@ def test_a_cell_is_claimed_settles_runs_and_is_renewed(scene):
     assert runs(effects) == runs(scene.tick(SETTLE_MS - 1)) == []
     assert runs(scene.tick(1)) == [Run(job.id, cell)]
     assert runs(scene.tick(1)) == []
+    first = scene.now - SETTLE_MS - 1
     renewed = scene.claims(scene.tick(RENEW_MS))
-    assert [claim.until for claim in renewed] == [scene.now + LEASE_MS]
+    assert [claim.until for claim in renewed] == [first + LEASE_MS], "it says when it was made"
+    for _ in range(20):
+        renewed = scene.claims(scene.tick(RENEW_MS))
+    assert [claim.until for claim in renewed] == [scene.now - OLDEST_MS], "and that it is fresh"
     scene.protocol.finished(cell, scene.now, published=True)
     assert scene.claims(scene.tick(RENEW_MS)) == []
 
