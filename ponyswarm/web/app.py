@@ -27,8 +27,10 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 import ponyswarm
+from ponyswarm import badge
 from ponyswarm.errors import LocalError
 from ponyswarm.ledger.queries import Reader
+from ponyswarm.policy import ReaderPolicy
 from ponyswarm.web import metrics, words
 from ponyswarm.web.guard import Guard
 from ponyswarm.web.pages import (
@@ -127,6 +129,8 @@ def application(site: Site, *, names: Collection[str] = ()) -> Starlette:
         routes += [Route(as_json, pages.json(ask)), Route(path, pages.html(template, ask))]
     routes = [
         Route("/run/{id}/log.txt", pages.log),
+        Route("/badge/{id}.svg", pages.badge),
+        Route("/badge/{id}/{commit}.svg", pages.badge),
         Route("/metrics", pages.metrics),
         Route("/events", pages.events),
         Route("/static/{name}", pages.static),
@@ -249,6 +253,21 @@ class _Pages:
             with self._site.reading() as reader:
                 text = run.log(self._site, reader, request.path_params["id"])
             return PlainTextResponse(text)
+
+        return await self._answer(request, work)
+
+    async def badge(self, request: Request) -> Response:
+        """A project's latest job, or a commit's, as an image for other pages to show."""
+
+        def work() -> Response:
+            commit = request.path_params.get("commit")
+            with self._site.reading() as reader:
+                project = reader.find_project(request.path_params["id"])
+                found = reader.find_job(project, None, commit)
+                policy = ReaderPolicy(agreeing=number(request, "k", 20) or found.redundancy)
+                drawn = badge.svg(self._site.matrix(reader, found, policy))
+            headers = {"Cross-Origin-Resource-Policy": "cross-origin"}
+            return Response(drawn, media_type="image/svg+xml", headers=headers)
 
         return await self._answer(request, work)
 

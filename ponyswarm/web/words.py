@@ -33,7 +33,7 @@ KINDS = tuple(kind for kind, _ in LOOKS.values())
 MEANINGS: Mapping[str, str] = {
     "pass": "enough independent volunteers agree that every test passes",
     "fail": "enough independent volunteers agree that tests fail",
-    "flaky": "the same tests pass and fail on equal environments",
+    "flaky": "different outcomes were each seen more than once on equal environments",
     "disputed": "volunteers on equal environments say different things",
     "unconfirmed": "too few volunteers ran it to be sure",
     "broken": "no run came to an end: that is about machines, not about the tests",
@@ -50,6 +50,8 @@ class Shown:
     verdict: str
     agree: int
     of: int
+    blind: int
+    sealed: int
     tests: int
     failed: int
     runs: int
@@ -65,6 +67,8 @@ def shown(cell: CellRow) -> Shown:
         verdict=str(finding.verdict),
         agree=finding.agree,
         of=finding.of,
+        blind=finding.blind,
+        sealed=len(finding.sealed),
         tests=finding.tests,
         failed=finding.failed,
         runs=cell.runs,
@@ -76,9 +80,12 @@ def sentence(finding: Finding) -> str:
     """A finding in one line of plain text."""
     parts = [str(finding.verdict)]
     if finding.of:
-        parts.append(f"{finding.agree} of {finding.of} agree")
+        blind = f", {finding.blind} of them blind" if finding.blind else ""
+        parts.append(f"{finding.agree} of {finding.of} agree{blind}")
         bad = f", {finding.failed} bad" if finding.failed else ""
         parts.append(f"{count(finding.tests, 'test')}{bad}")
+    if finding.sealed:
+        parts.append(f"{len(finding.sealed)} committed to an answer, not told yet")
     if finding.broken:
         told = ", ".join(f"{n} {harmless(why)}" for why, n in sorted(finding.broken.items()))
         parts.append(f"broken runs: {told}")

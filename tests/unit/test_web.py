@@ -173,8 +173,9 @@ def test_a_jobs_matrix_has_environments_down_and_factors_across(
 
 def test_headings_join_only_neighbours_that_share_all_above_them() -> None:
     shown = words.Shown(
-        kind="pass", word="pass", verdict="", agree=0, of=0, tests=0, failed=0, runs=0, says=""
-    )
+        kind="pass", word="pass", verdict="", agree=0, of=0, blind=0, sealed=0, tests=0,
+        failed=0, runs=0, says="",
+    )  # fmt: skip
     places = [
         Place(id="", python="3.12", services=(), factors={"a": a, "b": b}, label="", shown=shown)
         for a in "12"
@@ -189,7 +190,9 @@ def test_a_cell_says_who_ran_it_what_they_say_and_what_failed(
     client: TestClient, sights: Sights
 ) -> None:
     page = as_json(client, f"/cell/{sights.places['outvoted'].hex()}")
-    assert page["shown"]["says"] == "confirmed fail · 2 of 3 agree · 42 tests, 1 bad"
+    assert page["shown"]["says"] == (
+        "confirmed fail · 2 of 3 agree, 2 of them blind · 42 tests, 1 bad"
+    )
     assert [(v["letter"], len(v["keys"]), v["stands"]) for v in page["voices"]] == [
         ("A", 2, True),
         ("B", 1, False),
@@ -200,6 +203,7 @@ def test_a_cell_says_who_ran_it_what_they_say_and_what_failed(
         TESTS[3]: (["B"], "a lie"),
     }
     assert {run["blind"] for run in page["runs"]} == {True, False}
+    assert [one["test"] for one in page["differ"]] == [TESTS[3], BROKEN]
 
 
 def test_a_forked_authors_run_is_shown_and_does_not_count(
@@ -331,6 +335,18 @@ def test_metrics_are_what_prometheus_reads(client: TestClient, sights: Sights) -
     assert cells["aurora", "disputed"] == 1
     assert cells["lighthouse", "pending"] == 1
     assert found["ponyswarm_ledger_entries"].samples[0].value > 200
+
+
+def test_a_badge_may_be_shown_by_other_pages(client: TestClient) -> None:
+    answer = client.get("/badge/lighthouse.svg")
+    assert answer.headers["content-type"] == "image/svg+xml"
+    assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
+    assert "0 of 2 confirmed" in answer.text
+    assert "14 of 14" not in client.get("/badge/aurora.svg").text
+    first = client.get("/project/" + client.get("/index.json").json()["projects"][0]["id"])
+    commit = re.findall(r'class="id">([0-9a-f]{10})<', first.text)[-1]
+    assert "2 of 2 agree" in client.get(f"/badge/aurora/{commit}.svg").text
+    assert client.get("/badge/nothing.svg").status_code == 404
 
 
 # --- what cannot be shown -----------------------------------------------------------------------

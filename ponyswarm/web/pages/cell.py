@@ -75,6 +75,14 @@ class Failure:
     voices: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A test that comparable runs disagree on. ``name`` is its id made harmless."""
+
+    test: str
+    name: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellPage:
     id: str
@@ -93,6 +101,8 @@ class CellPage:
     policy: str
     agreeing: int
     voices: tuple[Voice, ...]
+    sealed: tuple[Key, ...]
+    differ: tuple[Difference, ...]
     runs: tuple[RunLine, ...]
     more_runs: int
     failures: tuple[Failure, ...]
@@ -108,7 +118,6 @@ def cell(
     job = reader.find_job(None, job_id.hex(), None)
     chosen = ReaderPolicy.parse(policy, agreeing or job.redundancy)
     (row,) = reader.cells(job, chosen, cell_id)
-    announce = reader.announce(job.id)
     point = reader.points(job.id).get(cell_id) or Cell(python=row.python)
     state = reader.project(job.project)
     operators = {} if state is None else state.operators
@@ -129,10 +138,12 @@ def cell(
         label=harmless(words.place(point)),
         shown=words.shown(row),
         redundancy=job.redundancy,
-        cross_check="open" if announce is None else announce.spec.cross_check,
+        cross_check=row.mode,
         policy=policy,
         agreeing=chosen.agreeing,
         voices=_voices(row, letters, operators),
+        sealed=tuple(key(author, operators) for author in row.finding.sealed[:MAX_TESTS]),
+        differ=tuple(Difference(one, harmless(one)) for one in row.finding.differ[:MAX_TESTS]),
         runs=tuple(runs[:MAX_RUNS]),
         more_runs=max(0, len(runs) - MAX_RUNS),
         failures=tuple(failures[:MAX_TESTS]),

@@ -125,7 +125,7 @@ def job(
         expired=found.expires <= now,
         withdrawn=found.withdrawn,
         redundancy=found.redundancy,
-        cross_check="open" if announce is None else announce.spec.cross_check,
+        cross_check=cells[0].mode if cells else "open",
         command="" if announce is None else harmless(" ".join(announce.spec.command)),
         policy=policy,
         agreeing=chosen.agreeing,
