@@ -61,7 +61,7 @@ TEST_SERVERS = (
     ("/usr/bin/memcached", "memcached"),
 )
 # Commands that tests use, and their packages.
-TEST_COMMANDS = (("chromium", "chromium"),)
+TEST_COMMANDS = (("chromium", "chromium"), ("pypy3", "pypy3"))
 # Where a package.json names what tests in JavaScript use; Node.js comes with the dev group.
 JAVASCRIPT = os.path.join(HERE, "tests", "interop")
 # While it says this, installing a server's package does not start the server.

@@ -63,8 +63,8 @@ def choose_interpreter(python: str, installed: Sequence[Installed]) -> Installed
 
 
 def minor_version(interpreter: Installed) -> str:
-    """``3.12`` of ``3.12.1``."""
-    return ".".join(interpreter.version.split(".")[:2])
+    """``3.12`` of ``3.12.1``, as `Installed.minor`."""
+    return interpreter.minor
 
 
 def choose_lock(

@@ -26,7 +26,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from ponyswarm.errors import InfraError, PeerError
-from ponyswarm.exec import bytecode, index, process, source
+from ponyswarm.exec import bytecode, index, legacy, process, source
 from ponyswarm.exec.bytecode import site_packages
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.outcome import Broken
@@ -143,6 +143,7 @@ class Environments:
         self._projects = cache / "projects"
         self._uv_cache = cache / "uv"
         self._app_data = cache / "virtualenv"
+        self._tools = cache / "tools"
         self._busy: dict[str, trio.Lock] = {}
         self.uv = uv_binary()
 
@@ -208,7 +209,7 @@ class Environments:
                         settings,
                         channels,
                         partial,
-                        compiled=bytecode.ahead(interpreter),
+                        interpreter,
                     )
                     _complete(partial, target)
                 finally:
@@ -258,7 +259,17 @@ class Environments:
     ) -> None:
         step("environment")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        self._create(folder, interpreter)
+        old = legacy.needed(interpreter)
+        if old:
+            async with self._lock("legacy"):
+                await legacy.create(self.uv_run, self._tools, folder, interpreter)
+        else:
+            self._create(folder, interpreter)
+        self._tidy(folder)
+        unpacked = folder.with_name(folder.name.replace(".partial-", ".unpacked.partial-"))
+        into = ["--python", str(folder)]
+        if old:
+            into = [*legacy.target(interpreter), "--target", str(unpacked)]
         requirements = folder.with_name(folder.name.replace(".partial-", ".txt.partial-"))
         if lock:
             step("download")
@@ -266,7 +277,7 @@ class Environments:
             try:
                 ended = await self.uv_run(
                     [
-                        *("pip", "install", "--python", str(folder), "--no-deps"),
+                        *("pip", "install", *into, "--no-deps"),
                         *("--require-hashes", "--no-build", "--link-mode=copy", "--no-config"),
                         *("-r", str(requirements)),
                     ]
@@ -274,7 +285,10 @@ class Environments:
             finally:
                 requirements.unlink(missing_ok=True)
             if not ended.good:
+                source.remove(unpacked)
                 raise Broken(Reason.INSTALL, "its dependencies do not install", ended.output)
+            if old:
+                legacy.place(unpacked, folder)
         for place in site_packages(folder):
             (place / "_ponyswarm.pth").write_text(START_UP)
         settings = folder / "pyvenv.cfg"
@@ -298,6 +312,9 @@ class Environments:
         except (RuntimeError, OSError, SystemExit, ValueError) as fault:
             detail = f"no environment for Python {interpreter.version}: {fault}"
             raise Broken(Reason.INSTALL, detail) from fault
+
+    @staticmethod
+    def _tidy(folder: Path) -> None:
         for place in site_packages(folder):
             # virtualenv's patch of distutils prints a SyntaxError on 3.6 and 3.7, and is
             # of no use to an environment that nothing is installed into any more.
@@ -314,8 +331,7 @@ class Environments:
         settings: dict[str, str],
         channels: Path,
         folder: Path,
-        *,
-        compiled: bool,
+        interpreter: Installed,
     ) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         archive = folder.with_name(folder.name.replace(".partial-", ".tar.partial-"))
@@ -332,8 +348,9 @@ class Environments:
                 }
             )
         )
+        script = legacy.BUILD if legacy.needed(interpreter) else BUILD
         confined = await box.export(
-            ["/bin/sh", "-c", BUILD, "sh", "compile" if compiled else ""],
+            ["/bin/sh", "-c", script, "sh", "compile" if bytecode.ahead(interpreter) else ""],
             archive,
             channels / "installed",
             BUILD_SECONDS,

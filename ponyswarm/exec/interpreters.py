@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from ponyswarm.errors import LocalError
@@ -27,8 +28,9 @@ from ponyswarm.matrix import IMPLEMENTATIONS
 
 PROBE_SECONDS = 15
 PROBES_AT_ONCE = 8
-# Environments are made by a virtualenv that knows nothing older.
-OLDEST = Version("3.6")
+# Environments are made by virtualenvs that know nothing older, and nothing in between.
+OLDEST = Version("2.7")
+NEITHER = SpecifierSet(">=3,<3.6")
 
 # (variable, usual place, folder below) of the tools that keep Pythons, for `_watched`.
 TOOL_FOLDERS = (
@@ -40,7 +42,7 @@ TOOL_FOLDERS = (
     ("XDG_DATA_HOME", "~/.local/share", "uv/python"),
 )
 
-# Runs under any Python 3 with -I -S. ``base`` is the executable behind a virtualenv.
+# Runs under any Python from 2.7 on, isolated. ``base`` is the executable behind a virtualenv.
 _PROBE = """\
 import json, os, platform, sys
 free = not getattr(sys, "_is_gil_enabled", lambda: True)() or "free-threading" in sys.version
@@ -49,7 +51,8 @@ home = getattr(sys, "base_prefix", sys.prefix)
 if home != sys.prefix and not os.path.exists(base):
     base = sys.executable
 print(json.dumps({
-    "implementation": sys.implementation.name,
+    "implementation": getattr(getattr(sys, "implementation", None), "name", "")
+    or platform.python_implementation().lower(),
     "version": platform.python_version(),
     "prefix": home,
     "executable": base,
@@ -81,6 +84,11 @@ class Installed:
     def name(self) -> str:
         """``cpython-3.13.0t``: a name that no other interpreter of a machine has."""
         return f"{self.implementation}-{self.version}{'t' if self.free_threaded else ''}"
+
+    @property
+    def minor(self) -> str:
+        """``3.13`` of 3.13.0, ``3.13t`` of its free-threaded build: what wheels are made for."""
+        return ".".join(self.version.split(".")[:2]) + ("t" if self.free_threaded else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,17 +279,23 @@ def _try(path: Path) -> tuple[Installed, bool] | LocalError:
         return fault
 
 
+def _run(path: Path, *isolated: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [path, *isolated, "-S", "-c", _PROBE],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=PROBE_SECONDS,
+        check=False,
+    )
+
+
 def _ask(path: Path) -> tuple[Installed, bool]:
     """(the interpreter, whether it is a debug build)."""
     path = _resolve(path)
     try:
-        done = subprocess.run(
-            [path, "-I", "-S", "-c", _PROBE],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=PROBE_SECONDS,
-            check=False,
-        )
+        done = _run(path, "-I")
+        if b"Unknown option: -I" in done.stderr:
+            done = _run(path, "-E", "-s")
     except subprocess.TimeoutExpired as fault:
         raise LocalError(f"{path} did not answer within {PROBE_SECONDS} seconds") from fault
     except (OSError, ValueError) as fault:
@@ -301,14 +315,12 @@ def _ask(path: Path) -> tuple[Installed, bool]:
         debug = bool(facts["debug"])
     except (ValueError, TypeError, KeyError, InvalidVersion) as fault:
         complaint = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        if complaint and "Unknown option: -I" in complaint[0]:
-            raise LocalError(f"{path} is older than Python {OLDEST}") from fault
         said = f": {complaint[-1][:200]}" if complaint else ""
         raise LocalError(
             f"{path} is not a Python that works (exit code {done.returncode}){said}"
         ) from fault
-    if version < OLDEST:
-        raise LocalError(f"{path} is Python {version}, older than {OLDEST}")
+    if version < OLDEST or version in NEITHER:
+        raise LocalError(f"{path} is Python {version}: jobs run on {OLDEST}, and from 3.6 on")
     if installed.implementation not in IMPLEMENTATIONS:
         raise LocalError(f"{path} is {installed.implementation}, which no job can ask for")
     return installed, debug

@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 
 from ponyswarm import matrix
 from ponyswarm.errors import InfraError, LocalError
-from ponyswarm.exec import source
+from ponyswarm.exec import legacy, source
 from ponyswarm.exec.environment import Environments, format_lock, parse_lock
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.together import together
@@ -59,6 +59,8 @@ async def resolve(
     wanted = [*matrix.requirements(spec, cell), *project_requirements(tree, spec)]
     name = source.named(tree).name
     builds = build_requirements(tree) if spec.install.project else ()
+    if builds and legacy.needed(interpreter):
+        builds = (*builds, *legacy.BUILD_TOOLS)
 
     async def pinned(requirements: list[str], leave_out: str) -> str:
         if not requirements:
@@ -72,7 +74,7 @@ async def resolve(
     )
     return Lock(
         implementation=interpreter.implementation,
-        python=".".join(interpreter.version.split(".")[:2]),
+        python=interpreter.minor,
         system=system,
         machine=machine,
         factors=cell.factors,
@@ -96,7 +98,7 @@ async def _compile(
     arguments = [
         *("pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-build"),
         *("--generate-hashes", "--no-config", "--exclude-newer", before),
-        *("--python", interpreter.path, "--python-version", interpreter.version),
+        *_target(interpreter),
     ]
     form = _PLATFORMS.get(system)
     if form is not None:
@@ -121,6 +123,12 @@ async def _compile(
             )
         text = result.read_text()
     return format_lock(parse_lock(text))
+
+
+def _target(interpreter: Installed) -> list[str]:
+    if legacy.needed(interpreter):
+        return legacy.target(interpreter)
+    return ["--python", interpreter.path, "--python-version", interpreter.version]
 
 
 def project_requirements(tree: Path, spec: Spec) -> tuple[str, ...]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ponyswarm.errors import LocalError
 from ponyswarm.exec.interpreters import Installed, _is_shim, discover, probe, survey
+from ponyswarm.messages import Lock
+from ponyswarm.volunteer import choose_interpreter, choose_lock, machine, system
 
 posix = pytest.mark.skipif(os.name != "posix", reason="candidates are shell scripts")
 
@@ -87,10 +90,11 @@ def test_what_cannot_be_used_is_named_with_the_reason(tmp_path, monkeypatch):
         script(tmp_path / "shim", "echo 'pyenv: python3.9: command not found' >&2; exit 127"): (
             "exit code 127): pyenv: python3.9"
         ),
-        script(tmp_path / "two", "echo 'Unknown option: -I' >&2; exit 2"): "older than Python 3.6",
+        script(tmp_path / "two", "echo 'Unknown option: -I' >&2; exit 2"): "not a Python",
         script(tmp_path / "silent", "exit 0"): "not a Python",
         script(tmp_path / "number", "echo 1"): "not a Python",
-        pretend(tmp_path / "old", version="3.5.10"): "Python 3.5.10, older",
+        pretend(tmp_path / "old", version="2.6.9"): "Python 2.6.9: jobs run on 2.7",
+        pretend(tmp_path / "between", version="3.5.10"): "Python 3.5.10: jobs run on 2.7",
         pretend(tmp_path / "odd", version="nonsense"): "not a Python",
         pretend(tmp_path / "ipy", implementation="ironpython"): "ironpython",
         tmp_path / "absent": "No such file",
@@ -103,6 +107,16 @@ def test_what_cannot_be_used_is_named_with_the_reason(tmp_path, monkeypatch):
         assert words in reasons[str(path)]
         with pytest.raises(LocalError):
             probe(path)
+
+
+@posix
+def test_python_2_is_asked_in_its_own_words(tmp_path):
+    told = pretend(tmp_path / "told", version="2.7.18")
+    two = script(
+        tmp_path / "two",
+        f'test "$1" != -I || {{ echo "Unknown option: -I" >&2; exit 2; }}\nexec {told} "$@"',
+    )
+    assert probe(two).minor == "2.7"
 
 
 @posix
@@ -139,3 +153,27 @@ def test_an_interpreter_has_a_name():
         path="p", prefix="/", implementation="cpython", version="3.13.0", free_threaded=True
     )
     assert made.name == "cpython-3.13.0t"
+
+
+def test_a_free_threaded_build_is_a_kind_of_its_own():
+    plain = Installed(path="/p", prefix="/", implementation="cpython", version="3.13.0")
+    free = replace(plain, free_threaded=True)
+    assert (plain.minor, free.minor) == ("3.13", "3.13t")
+    assert choose_interpreter("3.13", [free]) is None
+    assert choose_interpreter("3.13t", [plain, free]) is free
+    assert choose_interpreter(">=3.13", [plain, free]) is plain
+    made_for = [lock("3.13"), lock("3.13t")]
+    assert choose_lock(made_for, plain, ()) is made_for[0]
+    assert choose_lock(made_for, free, ()) is made_for[1]
+    assert choose_lock(made_for[:1], free, ()) is None
+
+
+def lock(python: str) -> Lock:
+    return Lock(
+        implementation="cpython",
+        python=python,
+        system=system(),
+        machine=machine(),
+        requirements="",
+        build="",
+    )
