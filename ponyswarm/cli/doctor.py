@@ -21,7 +21,14 @@ from ponyswarm.cli import EXIT_USAGE, json_option, print_json
 from ponyswarm.cli.opening import node_is_running, service_options
 from ponyswarm.cli.tables import console
 from ponyswarm.errors import InfraError, LocalError
-from ponyswarm.exec import environment, interpreters, process, provisioning, sandbox
+from ponyswarm.exec import (
+    environment,
+    eviction,
+    interpreters,
+    process,
+    provisioning,
+    sandbox,
+)
 from ponyswarm.exec.outcome import Broken
 from ponyswarm.exec.process import Patience
 from ponyswarm.exec.services.service import Missing, Offer, Options
@@ -293,6 +300,11 @@ def _room(home: Home, settings: config.Settings) -> Iterator[Check]:
             )
         else:
             yield Check(name="disk", state=GOOD, what=what)
+    kept = sum(item.size for item in eviction.items(home.cache)) / config.GIB
+    what = (
+        f"{kept:.1f} of {settings.limits.cache / config.GIB:.1f} GiB taken by cached environments"
+    )
+    yield Check(name="cache", state=GOOD, what=f"{what}, sources and builds")
     # Scratch is memory, too: see docs/adr/0005.
     wanted = settings.slots * (settings.limits.memory + settings.limits.disk)
     total = psutil.virtual_memory().total

@@ -325,7 +325,12 @@ async def _volunteer(
     )
     _warn_of_missing(services.missing)
     executor = Executor(
-        cache=home.cache, scratch=home.scratch, limits=bounds, sandbox=probe, services=services
+        cache=home.cache,
+        scratch=home.scratch,
+        limits=bounds,
+        sandbox=probe,
+        services=services,
+        cache_bytes=limits.cache,
     )
     executor.sweep()
     offered = capacity(found, settings.slots, services.words)

@@ -132,15 +132,21 @@ async def _run(
     options = provisioning.whatever_is_here(service_options(settings))
     async with _scratch(home, bounds, holds, options) as folder, AsyncExitStack() as stack:
         runs = folder / "runs"
-        executor = Executor(cache=home.cache, scratch=runs, limits=bounds, sandbox=holds)
+        make = partial(
+            Executor,
+            cache=home.cache,
+            scratch=runs,
+            limits=bounds,
+            sandbox=holds,
+            cache_bytes=settings.limits.cache,
+        )
+        executor = make()
         job = await local.prepare(executor, path, spec, folder, arguments)
         if job.spec.services:
             services = await stack.enter_async_context(
                 provisioning.open_services(options, cache=home.cache, scratch=runs, holds=holds)
             )
-            executor = Executor(
-                cache=home.cache, scratch=runs, limits=bounds, sandbox=holds, services=services
-            )
+            executor = make(services=services)
         places = local.places(job.spec, survey.found, pythons=pythons, wanted=wanted)
         here = [place for place in places if place.interpreter is not None]
         if not here:

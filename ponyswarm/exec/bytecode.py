@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -147,6 +147,7 @@ class TestBytecode:
         interpreter: Installed,
         channels: Path,
         into: Path,
+        hold: Callable[[Path], None],
     ) -> None:
         """Fill ``into`` with bytecode for the tests that a pytest command is going to import.
 
@@ -154,6 +155,7 @@ class TestBytecode:
         """
         modules = await trio.to_thread.run_sync(self._found, tree, tuple(command))
         place = self._folder / environment.name
+        hold(place)
         kept = _listed(place)
         missing = [module for module in modules if not _made(kept.get(module.key))]
         again = [module for module in missing if module.key in kept]

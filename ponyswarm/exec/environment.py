@@ -11,6 +11,7 @@ Called by `executor`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -47,6 +48,8 @@ START_UP = (
     f"import os, sys; os.path.isfile('{REPORT_FOLDER}/_ponyswarm_site.py') and "
     f"(sys.path.append('{REPORT_FOLDER}') or __import__('_ponyswarm_site'))\n"
 )
+# Given an item of the cache, keeps it from being evicted for as long as its run lasts.
+Hold = Callable[[Path], None]
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
 BUILD = """\
@@ -141,7 +144,7 @@ class Environments:
     def __init__(self, cache: Path) -> None:
         self._environments = cache / "environments"
         self._projects = cache / "projects"
-        self._uv_cache = cache / "uv"
+        self.uv_cache = cache / "uv"
         self._app_data = cache / "virtualenv"
         self._tools = cache / "tools"
         self._busy: dict[str, trio.Lock] = {}
@@ -155,10 +158,11 @@ class Environments:
         sandbox: Sandbox,
         channels: Path,
         step: Callable[[str], None],
+        hold: Hold,
     ) -> Path:
         """The environment of a lock; made when it is not there, and ``step`` told how far it is.
 
-        Raises `Broken` (install).
+        ``hold`` keeps what it is given from being evicted. Raises `Broken` (install).
         """
         try:
             text = format_lock(parse_lock(lock))
@@ -166,6 +170,7 @@ class Environments:
             raise Broken(Reason.INSTALL, f"the lock is refused: {fault}") from fault
         facts = (interpreter.path, interpreter.version, interpreter.build)
         target = self._environments / _digest(text, *facts)
+        hold(target)
         async with self._lock(target.name):
             if not target.exists():
                 partial = _partial(target)
@@ -189,6 +194,7 @@ class Environments:
         interpreter: Installed,
         settings: dict[str, str],
         channels: Path,
+        hold: Hold,
     ) -> Path:
         """The project, built in a sandbox and installed into a folder of its own."""
         facts = (
@@ -198,6 +204,7 @@ class Environments:
             json.dumps(settings, sort_keys=True),
         )
         target = self._projects / _digest(source_hash.hex(), build_environment.name, *facts)
+        hold(target)
         async with self._lock(target.name):
             if not target.exists():
                 partial = _partial(target)
@@ -238,14 +245,17 @@ class Environments:
                     source.remove(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     async def uv_run(self, arguments: list[str], seconds: float = INSTALL_SECONDS) -> Ended:
-        """Run uv outside the sandbox, with a network and an environment of our own."""
-        self._uv_cache.mkdir(parents=True, exist_ok=True)
-        return await process.run(
-            [self.uv, *arguments, "--cache-dir", str(self._uv_cache), "--no-progress"],
+        """Run uv outside the sandbox, with a network and an environment of our own.
+
+        `OSError` when the disk is full.
+        """
+        self.uv_cache.mkdir(parents=True, exist_ok=True)
+        ended = await process.run(
+            [self.uv, *arguments, "--cache-dir", str(self.uv_cache), "--no-progress"],
             env={
                 **index.environment(),
                 "PATH": "/usr/bin:/bin",
-                "HOME": str(self._uv_cache),
+                "HOME": str(self.uv_cache),
                 "LANG": "C.UTF-8",
                 "NO_COLOR": "1",
                 "UV_NO_CONFIG": "1",
@@ -253,6 +263,9 @@ class Environments:
             },
             patience=Patience(seconds=seconds),
         )
+        if not ended.good and b"(os error 28)" in ended.output:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.uv_cache))
+        return ended
 
     async def _make(
         self, folder: Path, lock: str, interpreter: Installed, step: Callable[[str], None]

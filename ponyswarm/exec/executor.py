@@ -10,11 +10,14 @@ and by ``ponyswarm run``.
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import os
 import platform
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -22,9 +25,10 @@ from pathlib import Path, PurePosixPath
 import trio
 
 from ponyswarm.errors import InfraError, LocalError, PeerError
-from ponyswarm.exec import cgroup, provisioning, source
+from ponyswarm.exec import cgroup, eviction, process, provisioning, source
 from ponyswarm.exec.bytecode import TestBytecode
-from ponyswarm.exec.environment import REPORT_FOLDER, Environments, installed
+from ponyswarm.exec.environment import REPORT_FOLDER, Environments, Hold, installed
+from ponyswarm.exec.eviction import DiskFull, held
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.outcome import Broken, Outcome, Progress, TestOutcome
 from ponyswarm.exec.process import Channel, HeadTail, How, Patience
@@ -45,7 +49,10 @@ from ponyswarm.messages import (
     Status,
 )
 
+log = logging.getLogger("ponyswarm")
+
 LOG_BYTES = 1 << 20
+TIDY_SECONDS = 300.0
 COMMAND = "command"
 REPORT_CHANNEL = "/channels/report"
 SITE = "/project/site"
@@ -107,11 +114,15 @@ class _Run:
         )
 
 
+# source, its hash, spec, cell, interpreter, lock, resolve_before, slot: as for `Executor.run`.
+_Given = tuple[Path, bytes, Spec, Cell, Installed, Lock | None, int, int]
+
+
 class Executor:
     """Runs cells on this machine; one object a node, any number of runs at once.
 
-    ``cache`` keeps environments and may be deleted at any time when idle; ``scratch``
-    holds what lives as long as a run. Two runs at once need different slots.
+    ``cache`` keeps environments, below ``cache_bytes``, and may be deleted at any time when
+    idle; ``scratch`` holds what lives as long as a run. Two runs at once need different slots.
     """
 
     def __init__(
@@ -122,12 +133,15 @@ class Executor:
         limits: Limits,
         sandbox: Holds,
         services: Services | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         self._cache = cache
         self._scratch = scratch
         self._limits = limits
         self._holds = sandbox
         self._services = services
+        self._cache_bytes = cache_bytes
+        self._tidied = -math.inf
         self._counter = 0
         self._mark = hashlib.sha256(os.fsencode(scratch.absolute())).hexdigest()[:8]
         self._unpacking: dict[str, trio.Lock] = {}
@@ -141,8 +155,11 @@ class Executor:
         for path in self._scratch.iterdir():
             source.remove(path)
         for path in (self._cache / "sources").glob("*.partial-*"):
-            source.remove(path)
+            pid = path.name.rpartition("-")[2]
+            if pid == str(os.getpid()) or not process.alive(int(pid) if pid.isdecimal() else 0):
+                source.remove(path)
         self.environments.sweep()
+        eviction.sweep(self._cache)
         if self._holds.groups is not None:
             cgroup.sweep(self._holds.groups, self._mark)
 
@@ -159,18 +176,62 @@ class Executor:
         slot: int = 0,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> Outcome:
-        """Run a cell; whatever the job does comes back as an `Outcome`."""
+        """Run a cell; whatever the job does comes back as an `Outcome`.
+
+        Raises `DiskFull` where this machine's disk is, even without all that can be evicted.
+        """
         run = _Run(began=trio.current_time(), progress=progress)
+        given = (run, source, source_hash, spec, cell, interpreter, lock, resolve_before, slot)
         try:
-            return await self._run(
-                run, source, source_hash, spec, cell, interpreter, lock, resolve_before, slot
-            )
+            outcome = await self._with_room(*given)
         except Broken as broken:
             run.log.feed(broken.log)
             tests = run.report.tests if run.report is not None else ()
-            return run.outcome(broken.reason, broken.detail, tests)
+            outcome = run.outcome(broken.reason, broken.detail, tests)
+        except DiskFull:
+            raise
         except InfraError as fault:
-            return run.outcome(Reason.SANDBOX, str(fault), ())
+            outcome = run.outcome(Reason.SANDBOX, str(fault), ())
+        await self._tidy()
+        return outcome
+
+    async def _with_room(self, run: _Run, *given: *_Given) -> Outcome:
+        """Run, and once more if the disk was full and something could be evicted."""
+        try:
+            try:
+                return await self._run(run, *given)
+            except OSError as fault:
+                await self._make_room(fault)
+                return await self._run(run, *given)
+        except OSError as fault:
+            if fault.errno not in eviction.FULL:
+                raise
+            raise DiskFull(self._cache) from fault
+
+    async def _make_room(self, fault: OSError) -> None:
+        """On a full disk, evict all that no run uses; any other fault is raised again."""
+        if fault.errno not in eviction.FULL:
+            raise fault
+        log.warning("the disk is full; removing what no run uses from %s", self._cache)
+        await trio.to_thread.run_sync(eviction.evict, self._cache, 0, time.time())
+
+    async def _tidy(self) -> None:
+        """Keep the cache within its limit; looked at now and then."""
+        now = trio.current_time()
+        if self._cache_bytes is None or now - self._tidied < TIDY_SECONDS:
+            return
+        self._tidied = now
+        wheels = await trio.to_thread.run_sync(eviction.size_of, self.environments.uv_cache)
+        if wheels > self._cache_bytes // 2:
+            # uv waits for its own runs under way, ours among them.
+            await self.environments.uv_run(["cache", "clean"], TIDY_SECONDS)
+            wheels = 0
+        room = max(0, self._cache_bytes - wheels)
+        done = await trio.to_thread.run_sync(eviction.evict, self._cache, room, time.time())
+        if done.items:
+            log.info(
+                "removed %d unused items, %d MiB, from the cache", done.items, done.freed >> 20
+            )
 
     async def lock(
         self, *, tree: Path, spec: Spec, cell: Cell, interpreter: Installed, resolve_before: int
@@ -197,8 +258,36 @@ class Executor:
         resolve_before: int,
         slot: int,
     ) -> Outcome:
+        with ExitStack() as items:
+            hold = lambda item: items.enter_context(held(item))  # noqa: E731
+            return await self._held(
+                run,
+                archive,
+                source_hash,
+                spec,
+                cell,
+                interpreter,
+                lock,
+                resolve_before,
+                slot,
+                hold,
+            )
+
+    async def _held(
+        self,
+        run: _Run,
+        archive: Path,
+        source_hash: bytes,
+        spec: Spec,
+        cell: Cell,
+        interpreter: Installed,
+        lock: Lock | None,
+        resolve_before: int,
+        slot: int,
+        hold: Hold,
+    ) -> Outcome:
         run.step("unpack")
-        tree = await self.tree(archive, source_hash)
+        tree = await self.tree(archive, source_hash, hold)
         provisioning.check_placeholders(spec)
         self._check_services(cell)
         runner = RUNNERS.get(spec.runner)
@@ -227,6 +316,7 @@ class Executor:
                 sandbox=base,
                 channels=channels,
                 step=run.step,
+                hold=hold,
             )
             wanted = [lock.requirements, *([lock.build] if spec.install.project else [])]
             environment, *builds = await together([partial(made, text) for text in wanted])
@@ -244,6 +334,7 @@ class Executor:
                         **provisioning.of_cell(cell).plain(spec.env),
                     },
                     channels=channels,
+                    hold=hold,
                 )
             run.environment = self._described(interpreter, environment, site)
             async with self._provisioned(run, cell, slot, interpreter) as given:
@@ -260,6 +351,7 @@ class Executor:
                         interpreter=interpreter,
                         channels=channels,
                         into=compiled,
+                        hold=hold,
                     )
                 run.step("test")
                 box = (
@@ -283,9 +375,10 @@ class Executor:
                     run.step("clean up")
         return self._judged(run, confined, spec, runner)
 
-    async def tree(self, archive: Path, source_hash: bytes) -> Path:
+    async def tree(self, archive: Path, source_hash: bytes, hold: Hold = lambda _: None) -> Path:
         """The unpacked source, kept by its hash, read-only to every job. Raises `Broken`."""
         target = self._cache / "sources" / source_hash.hex()
+        hold(target)
         async with self._unpacking.setdefault(target.name, trio.Lock()):
             if not target.exists():
                 partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
@@ -297,6 +390,8 @@ class Executor:
                 except PeerError as fault:
                     raise Broken(Reason.SOURCE, str(fault)) from fault
                 except OSError as fault:
+                    if fault.errno in eviction.FULL:
+                        raise
                     raise Broken(Reason.SOURCE, f"the archive cannot be read: {fault}") from fault
                 finally:
                     source.remove(partial)

@@ -198,26 +198,36 @@ class Sandbox:
         seconds: float,
         most_bytes: int,
     ) -> Confined:
-        """Run a command in it and keep in ``archive`` what it writes to its channel."""
+        """Run a command in it and keep in ``archive`` what it writes to its channel.
+
+        Raises the `OSError` with which ``archive`` cannot be written.
+        """
         room = most_bytes
+        faults: list[OSError] = []
         with archive.open("wb") as file:
 
             def keep(data: bytes) -> None:
                 nonlocal room
                 room -= len(data)
-                if room >= 0:
-                    file.write(data)
+                if room >= 0 and not faults:
+                    try:
+                        file.write(data)
+                    except OSError as fault:
+                        faults.append(fault)
 
             pipe = Channel(channel, keep)
             try:
-                return await self.run(
+                confined = await self.run(
                     argv,
                     patience=Patience(seconds=seconds, output_bytes=self.limits.output_bytes),
                     channels=[pipe],
-                    stop=lambda _: room < 0,
+                    stop=lambda _: room < 0 or bool(faults),
                 )
             finally:
                 pipe.close()
+        if faults:
+            raise faults[0]
+        return confined
 
     def _group(self) -> cgroup.Group | None:
         if self.holds.groups is None:

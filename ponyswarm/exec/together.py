@@ -13,16 +13,16 @@ T = TypeVar("T")
 
 
 async def together(steps: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """The results in order. The first fault of ours ends the others and is raised bare."""
+    """The results in order. The first fault ends the others, and is raised bare."""
     results: dict[int, T] = {}
-    faults: list[PonySwarmError] = []
+    faults: list[PonySwarmError | OSError] = []
 
     async with trio.open_nursery() as nursery:
 
         async def one(place: int, step: Callable[[], Awaitable[T]]) -> None:
             try:
                 results[place] = await step()
-            except PonySwarmError as fault:
+            except (PonySwarmError, OSError) as fault:
                 faults.append(fault)
                 nursery.cancel_scope.cancel()
 

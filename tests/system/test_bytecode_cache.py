@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.suffix == ".pyc" or path.suffix == ".none"
     }
 
 
