@@ -21,7 +21,7 @@ from configparser import Error as IniError
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from ponyswarm.errors import LocalError
 
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/7797"
+_REACHED = "/ip4/192.0.2.7/tcp/7797 or /dns4/node.example.org/tcp/7797"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,19 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Relaying:
+    """Whether this node relays for others (``auto``, ``yes``, ``no``), and how much.
+
+    ``places`` are peers at once, ``bytes`` and ``time`` (seconds) are for one connection.
+    """
+
+    mode: Literal["auto", "yes", "no"] = "auto"
+    places: int = 32
+    bytes: int = 64 * MIB
+    time: int = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All that the owner decides. ``interpreters`` empty: whatever is found at the start."""
 
@@ -78,6 +92,10 @@ class Settings:
     services: Mapping[str, Service] = field(default_factory=dict)
     peers: tuple[str, ...] = ()
     bootstrap: bool = True
+    announce: tuple[str, ...] = ()
+    lan: bool = True
+    upnp: bool = True
+    relaying: Relaying = Relaying()
     web_port: int | None = None
     """Where the node shows its pages; None: it does not."""
     notify: str = ""
@@ -167,6 +185,22 @@ def _peer(text: str) -> str:
     return text
 
 
+def _reached(text: str) -> str:
+    """An address at which others reach this node: IP or DNS name, and a TCP port."""
+    if not re.fullmatch(r"/(ip4|ip6|dns4|dns6|dns)/[^/\s]+/tcp/[1-9]\d{0,4}", text, re.ASCII):
+        raise ValueError(f"is no address that others can call: write one such as {_REACHED}")
+    return text
+
+
+def _relay_mode(text: str) -> Literal["auto", "yes", "no"]:
+    if text.lower() == "auto":
+        return "auto"
+    try:
+        return "yes" if _yes_no(text) else "no"
+    except ValueError:
+        raise ValueError("is none of auto, yes and no") from None
+
+
 def _yes_no(text: str) -> bool:
     try:
         return ConfigParser.BOOLEAN_STATES[text.lower()]
@@ -221,7 +255,17 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "retention": ("keep", "archive"),
     "trust": ("projects",),
     "follow": ("projects",),
-    "network": ("peers", "bootstrap"),
+    "network": (
+        "peers",
+        "bootstrap",
+        "announce",
+        "lan",
+        "upnp",
+        "relay",
+        "relay_places",
+        "relay_bytes",
+        "relay_time",
+    ),
     "web": ("port",),
     "notify": ("command",),
 }
@@ -295,6 +339,25 @@ def parse(text: str, source: str = "ponyswarm.ini") -> Settings:
         services=MappingProxyType(_services(source, ini)),
         peers=lines("network", "peers", _peer),
         bootstrap=read("network", "bootstrap", default.bootstrap, _yes_no),
+        announce=lines("network", "announce", _reached),
+        lan=read("network", "lan", default.lan, _yes_no),
+        upnp=read("network", "upnp", default.upnp, _yes_no),
+        relaying=Relaying(
+            mode=read("network", "relay", default.relaying.mode, _relay_mode),
+            places=read("network", "relay_places", default.relaying.places, _number(1, 1000)),
+            bytes=read(
+                "network",
+                "relay_bytes",
+                default.relaying.bytes,
+                _at_least(parse_size, MIB, "1 MiB"),
+            ),
+            time=read(
+                "network",
+                "relay_time",
+                default.relaying.time,
+                _at_least(parse_duration, 60, "1 min"),
+            ),
+        ),
         web_port=read("web", "port", default.web_port, _number(1, 65_535)),
         notify=read("notify", "command", default.notify, _command),
     )
@@ -572,6 +635,18 @@ port =
 peers =
 # Whether to call the public nodes that PonySwarm comes with as well.
 bootstrap = yes
+# Addresses at which others reach this node, if you know them, such as /ip4/192.0.2.7/tcp/7797
+# or /dns4/node.example.org/tcp/7797; without any the node finds out.
+announce =
+# Whether to look for nodes on the local network, and to ask the router for a port (UPnP).
+lan = yes
+upnp = yes
+# Whether to relay for nodes that cannot be called: auto (while this one can be), yes or no.
+relay = auto
+# How many nodes at once, and how much and how long one connection may last.
+relay_places = 32
+relay_bytes = 64 MiB
+relay_time = 1 h
 
 [notify]
 # A program of yours that is told what is news in the projects kept here, as JSON on its

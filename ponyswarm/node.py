@@ -104,7 +104,7 @@ class Node:
         self.blobs = blobs
         self.protocol = protocol
         self.refusals = Refusals(self._penalise)
-        self._connectivity = connectivity
+        self.connectivity = connectivity
         self._nursery = nursery
         self._network: Network | None = None
         # What was signed while no node ran is in the ledger, and peers pull it on connect.
@@ -186,7 +186,7 @@ class Node:
             self._nursery.start_soon(self._forever, loop)
 
     async def _keep_in_touch(self) -> None:
-        await self._connectivity.run(self.key, self.network, self._followers, self.refusals.refuse)
+        await self.connectivity.run(self.key, self.network, self._followers, self.refusals.refuse)
 
     def _followers(self) -> dict[bytes, frozenset[bytes]]:
         """The connected peers that follow each project that we follow."""

@@ -70,6 +70,10 @@ class NodeStatus:
     updated: float
     peer: str
     addresses: tuple[str, ...] = ()
+    reached_at: tuple[str, ...] = ()
+    """Where others are told to call, which is elsewhere than ``addresses`` behind a router."""
+    reach: str = ""
+    """Whether others can reach this node, in a sentence."""
     sandbox: str = ""
     interpreters: tuple[str, ...] = ()
     peers: tuple[PeerLine, ...] = ()

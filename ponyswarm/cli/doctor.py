@@ -16,7 +16,7 @@ import click
 import psutil
 import trio
 
-from ponyswarm import config, keys
+from ponyswarm import config, keys, status
 from ponyswarm.cli import EXIT_USAGE, json_option, print_json
 from ponyswarm.cli.opening import node_is_running, service_options
 from ponyswarm.cli.tables import console
@@ -84,6 +84,7 @@ async def examine(home: Home, *, quick: bool) -> list[Check]:
     checks += _room(home, settings)
     checks += _ports(home, settings)
     checks += _notify(settings)
+    checks += _reach(home)
     return checks
 
 
@@ -348,3 +349,18 @@ def _notify(settings: config.Settings) -> Iterator[Check]:
         remedy = f"chmod +x {shlex.quote(program)}"
         what = f"{program} is no program that can be run"
         yield Check(name="notify", state=BAD, what=what, remedy=remedy)
+
+
+def _reach(home: Home) -> Iterator[Check]:
+    """Whether others can call this node: only a running one, which asked peers, can tell."""
+    now = status.read(home.status) if node_is_running(home) else None
+    if now is None:
+        yield Check(
+            name="reach",
+            state=WEAK,
+            what="whether others can reach this machine is found out by a running node",
+            remedy="ponyswarm node",
+        )
+    elif now.reach:
+        cannot = "cannot call" in now.reach or "this machine alone" in now.reach
+        yield Check(name="reach", state=WEAK if cannot else GOOD, what=now.reach)

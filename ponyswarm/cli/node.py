@@ -33,6 +33,7 @@ from ponyswarm.node import Node, now_ms, open_node
 from ponyswarm.notary import Notary, open_notary
 from ponyswarm.p2p.connectivity import Connectivity
 from ponyswarm.p2p.discovery import parse_bootstrap, read_bootstrap
+from ponyswarm.p2p.network import RelayLimits
 from ponyswarm.p2p.protocol import Capacity
 from ponyswarm.p2p.table import PeerTable
 from ponyswarm.runs import Execute, describe_cell
@@ -203,7 +204,7 @@ async def _run(
                 capacity=offered,
                 execute=execute,
                 listen=listen,
-                connectivity=Connectivity(addresses, PeerTable(home.peers)),
+                connectivity=connectivity(home, settings, addresses),
                 notary=notary,
                 keeping=Keeping(
                     session.store,
@@ -279,6 +280,25 @@ def network_addresses(
         return (*named, *parse_bootstrap(shipped.read_text("utf-8")))
     except FileNotFoundError:
         return named  # A checkout keeps the list one folder up, where it is empty.
+
+
+def connectivity(home: Home, settings: config.Settings, addresses: tuple[str, ...]) -> Connectivity:
+    """How this home's node keeps in touch, by its settings."""
+    relaying = settings.relaying
+    return Connectivity(
+        addresses,
+        PeerTable(home.peers),
+        announced=settings.announce,
+        on_lan=settings.lan,
+        upnp=settings.upnp,
+        carry=relaying.mode,
+        limits=RelayLimits(
+            reservations=relaying.places,
+            circuits=2 * relaying.places,
+            bytes=relaying.bytes,
+            seconds=relaying.time,
+        ),
+    )
 
 
 async def _volunteer(
@@ -418,6 +438,8 @@ def _status(
         updated=time.time(),
         peer=keys.peer_id(network.peer),
         addresses=network.addresses,
+        reached_at=opened_node.connectivity.addresses(),
+        reach=opened_node.connectivity.words(),
         sandbox=words,
         interpreters=tuple(f"{i.implementation} {i.version}" for i in installed),
         peers=tuple(

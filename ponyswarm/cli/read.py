@@ -422,6 +422,11 @@ def status(home: Home, as_json: bool) -> None:
     out.print(f"[bold]{now.peer}[/bold]  pid {now.pid}, up {time.time() - now.started:.0f} s")
     for address in now.addresses:
         out.print(f"  listens   {address}")
+    for address in now.reached_at:
+        if address not in now.addresses:
+            out.print(f"  called at {address}")
+    if now.reach:
+        out.print(f"  reach     {now.reach}")
     out.print(f"  sandbox   {plain(now.sandbox)}")
     out.print(f"  pythons   {', '.join(now.interpreters) or 'none'}")
     out.print(f"  peers     {len(now.peers)}")

@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -30,8 +30,15 @@ from ponyswarm.errors import InfraError, LocalError, PeerError
 from ponyswarm.keys import SecretKey
 from ponyswarm.p2p import hardening
 from ponyswarm.p2p.choosing import Link
-from ponyswarm.p2p.discovery import Address, parse_address, range_of
-from ponyswarm.p2p.hardening import NetworkLimits, peer_identity, peer_key
+from ponyswarm.p2p.discovery import (
+    Address,
+    Circuit,
+    DnsAddress,
+    parse_address,
+    parse_target,
+    range_of,
+)
+from ponyswarm.p2p.hardening import NetworkLimits, RelayLimits, peer_identity, peer_key
 
 __all__ = [
     "Connected",
@@ -40,6 +47,7 @@ __all__ = [
     "Network",
     "NetworkEvent",
     "NetworkLimits",
+    "RelayLimits",
     "Stream",
     "Validator",
     "open_network",
@@ -160,6 +168,24 @@ class _Deadline:
             raise PeerError("timeout", "nothing came from the peer")
 
 
+@contextmanager
+def _unreachable(what: str, timeout: float) -> Iterator[None]:
+    """A deadline, and `PeerError` ("unreachable") for whatever libp2p may raise."""
+    try:
+        with trio.fail_after(timeout):
+            yield
+    except PeerError:
+        raise
+    except trio.TooSlowError as fault:
+        raise PeerError("unreachable", f"{what} did not answer in {timeout:g} s") from fault
+    except OSError as fault:
+        raise PeerError("unreachable", f"{what}: {fault}") from fault
+    except Exception as fault:
+        raise PeerError(
+            "unreachable", f"{what} is not the peer it should be, or hung up: {fault}"
+        ) from fault
+
+
 Handler = Callable[[Stream], Awaitable[None]]
 
 
@@ -183,8 +209,8 @@ class Network:
         self._send, self.events = trio.open_memory_channel[NetworkEvent](math.inf)
         self._referee = hardening.Referee(limits, refused, self._banned)
         pair = hardening.key_pair(key)
-        upgrader = hardening.FencedUpgrader(pair, limits, self._referee)
-        self._swarm = hardening.FencedSwarm(pair, upgrader, limits, self._referee)
+        self._upgrader = hardening.FencedUpgrader(pair, limits, self._referee)
+        self._swarm = hardening.FencedSwarm(pair, self._upgrader, limits, self._referee)
         self._host = hardening.FencedHost(self._swarm, limits)
         self._router = hardening.FencedGossip(self._referee)
         self._pubsub = hardening.FencedPubsub(
@@ -195,6 +221,13 @@ class Network:
             limits=limits,
             referee=self._referee,
         )
+        self.relay = hardening.Relay(self._host, self._referee)
+        self._carried = hardening.Carried(self._host, self._swarm, self._referee)
+        self._puncher = hardening.Puncher(
+            self._host, self._swarm, self._referee, lambda: self.punch_candidates
+        )
+        self.punch_candidates: tuple[str, ...] = ()
+        """Our addresses as others see them; told to a peer that wants a direct connection."""
         self._swarm.register_notifee(hardening.DropStale(self._swarm, self._pubsub, nursery))
         self._swarm.register_notifee(_Watcher(self))
 
@@ -221,43 +254,106 @@ class Network:
 
     def remote_address(self, peer: bytes) -> str | None:
         """Where the peer is connected from or to, without its key."""
+        carried: bytes | None = None
         for conn in self._swarm.get_connections(peer_identity(peer)):
             remote = conn.muxed_conn.get_remote_address()
             if remote is not None:
                 kind = "ip6" if ":" in remote[0] else "ip4"
                 return str(Address(kind, remote[0], remote[1], None))
-        return None
+            carried = conn.muxed_conn.relay
+        if carried is None or carried == peer:
+            return None
+        relay = self.remote_address(carried)
+        if relay is None:
+            return None
+        return f"{relay}/p2p/{keys.peer_id(carried)}/p2p-circuit/p2p/{keys.peer_id(peer)}"
+
+    def relayed(self) -> dict[bytes, bool]:
+        """The peers that are connected through relays alone, and whether we called them."""
+        found: dict[bytes, bool] = {}
+        for peer in self._live:
+            if not self._swarm.is_directly_connected(peer):
+                conns = self._swarm.get_connections(peer_identity(peer))
+                found[peer] = any(conn.muxed_conn.is_initiator for conn in conns)
+        return found
 
     async def dial(self, address: str, *, timeout: float = 5.0) -> bytes:
         """Connect to a peer unless it is connected; returns its key.
 
-        `PeerError` has the reason ``bad-address``, ``own-address``, ``banned`` or
+        A peer that is connected through a relay is called directly, if the address is
+        direct. `PeerError` has the reason ``bad-address``, ``own-address``, ``banned`` or
         ``unreachable``.
         """
         try:
-            target = parse_address(address)
+            target = parse_target(address)
         except LocalError as fault:
             raise PeerError("bad-address", str(fault)) from fault
-        if target.peer is None:
+        peer = target.peer
+        if isinstance(target, DnsAddress) or peer is None:
             raise PeerError("bad-address", f"{address} does not name its peer: add /p2p/ and a key")
-        if target.peer == self.peer:
+        if peer == self.peer:
             raise PeerError("own-address", f"{address} is this node")
-        if self.is_banned(target.peer):
-            raise PeerError("banned", f"{keys.peer_id(target.peer)} misbehaved; try again later")
-        if self._connected(target.peer):
-            return target.peer
+        if self.is_banned(peer):
+            raise PeerError("banned", f"{keys.peer_id(peer)} misbehaved; try again later")
+        if isinstance(target, Circuit):
+            if not self._connected(peer):
+                await self._dial_through(target, timeout)
+            return peer
+        if self._swarm.is_directly_connected(peer):
+            return peer
+        with _unreachable(address, timeout):
+            await self._swarm.dial(target.host, target.port, peer)
+        return peer
+
+    async def _dial_through(self, target: Circuit, timeout: float) -> None:
+        relay = await self.dial(str(target.relay), timeout=timeout)
+        with _unreachable(str(target), timeout):
+            await self._carried.dial(relay, target.peer)
+
+    # Being called
+
+    @property
+    def port(self) -> int | None:
+        """The port where we listen; the first, when there are several."""
+        for listener in self._swarm.sockets:
+            return int(listener.socket.getsockname()[1])
+        return None
+
+    async def knock(self, peer: bytes, port: int, *, timeout: float) -> bool:
+        """Whether a peer answers at a port of the address from which it is connected."""
+        remote = self._swarm.direct_address(peer)
+        if remote is None:
+            return False
         try:
             with trio.fail_after(timeout):
-                await self._swarm.dial(target.host, target.port, target.peer)
-        except trio.TooSlowError as fault:
-            raise PeerError("unreachable", f"{address} did not answer in {timeout:g} s") from fault
-        except OSError as fault:
-            raise PeerError("unreachable", f"{address}: {fault}") from fault
-        except Exception as fault:
-            raise PeerError(
-                "unreachable", f"{address} is not the peer it should be, or hung up: {fault}"
-            ) from fault
-        return target.peer
+                await self._swarm.knock(remote[0], port, peer)
+        except Exception:
+            return False
+        return True
+
+    def knocked(self, peer: bytes) -> float:
+        """When the peer last opened a connection to us and proved its key (trio's clock)."""
+        return self._upgrader.knocks.get(peer, -math.inf)
+
+    def announce(self, addresses: Sequence[str]) -> None:
+        """The addresses that identify tells of, without our key."""
+        self._host.announce(addresses)
+
+    def relays(self) -> dict[bytes, float]:
+        """The relays that keep a place for us, and until when (seconds since the epoch)."""
+        return self._carried.places()
+
+    async def reserve(self, relay: bytes, *, timeout: float) -> float:
+        """Have a connected peer keep a place for us; until when. `PeerError` ("no-relay")."""
+        with _unreachable(keys.peer_id(relay), timeout):
+            return await self._carried.reserve(relay)
+
+    async def punch(self, peer: bytes) -> bool:
+        """Turn a relayed connection, which the peer began, into a direct one; whether it did.
+
+        Raises `PeerError` when the peer does not take part.
+        """
+        return await self._puncher.punch(peer)
 
     async def disconnect(self, peer: bytes) -> None:
         await self._close(self._swarm.get_connections(peer_identity(peer)))
@@ -364,6 +460,7 @@ class Network:
     # Opening and closing
 
     async def _listen(self, sockets: Sequence[trio.SocketListener]) -> None:
+        self._swarm.sockets = tuple(sockets)
         addresses = [text for listener in sockets for text in _own_addresses(listener)]
         self.addresses = tuple(f"{text}/p2p/{keys.peer_id(self.peer)}" for text in addresses)
         self._host.announce(addresses)

@@ -8,7 +8,7 @@ from p2p_lab import node, until
 
 from ponyswarm.keys import SecretKey, peer_id
 from ponyswarm.p2p import exchange as exchange_module
-from ponyswarm.p2p import peers
+from ponyswarm.p2p import peers, reach
 from ponyswarm.p2p.connectivity import Connectivity
 from ponyswarm.p2p.table import PeerTable
 
@@ -130,5 +130,38 @@ def test_a_liar_who_answers_is_counted(monkeypatch):
             liar.network.serve(peers.PROTOCOL, serve, concurrent_per_peer=2, timeout=5)
             async with joined(liar.address) as victim:
                 await until(lambda: "bad-peers" in victim.judged, what="the refusal")
+
+    run(body)
+
+
+def test_a_call_back_goes_to_the_address_of_the_asker_and_proves_itself_there():
+    async def body():
+        async with joined() as asked, node() as asker:
+            await asker.network.dial(asked.address)
+            before = trio.current_time()
+            async with await asker.network.open(asked.network.peer, reach.PROTOCOL) as stream:
+                await stream.send(reach.encode(reach.Question(ports=(asker.network.port,))))
+                answer = reach.decode_answer(await stream.receive(reach.MAX_MESSAGE))
+            assert answer.tried == (asker.network.port,)
+            assert answer.seen.startswith("/ip4/127.0.0.1/tcp/")
+            assert asker.network.knocked(asked.network.peer) >= before
+            # Once more at once: it is not called again.
+            async with await asker.network.open(asked.network.peer, reach.PROTOCOL) as stream:
+                await stream.send(reach.encode(reach.Question(ports=(asker.network.port,))))
+                answer = reach.decode_answer(await stream.receive(reach.MAX_MESSAGE))
+            assert answer.tried == ()
+
+    run(body)
+
+
+def test_a_knock_that_another_key_answers_is_no_knock():
+    async def body():
+        async with node() as asked, node() as asker, node() as other:
+            await asker.network.dial(asked.address)
+            peer = asker.network.peer
+            assert await asked.network.knock(peer, asker.network.port, timeout=3)
+            assert not await asked.network.knock(peer, other.network.port, timeout=3)
+            assert not await asked.network.knock(peer, 9, timeout=3)
+            assert asker.network.peer in asked.network.peers()
 
     run(body)

@@ -22,12 +22,15 @@ from ponyswarm.p2p.hardening.identity import key_pair, peer_identity, peer_key
 from ponyswarm.p2p.hardening.limits import Doorkeeper, NetworkLimits, StreamQuota, TokenBucket
 from ponyswarm.p2p.hardening.muxer import FencedUpgrader
 from ponyswarm.p2p.hardening.pubsub import DropStale, FencedPubsub
+from ponyswarm.p2p.hardening.punch import Puncher
 from ponyswarm.p2p.hardening.referee import Referee
+from ponyswarm.p2p.hardening.relay import Carried, Relay, RelayLimits
 from ponyswarm.p2p.hardening.streams import NetReader, reset_quietly
 from ponyswarm.p2p.hardening.swarm import FencedHost, FencedSwarm, Notifee, close_quietly
 
 __all__ = [
     "LIBP2P_VERSION",
+    "Carried",
     "Doorkeeper",
     "DropStale",
     "FencedGossip",
@@ -38,7 +41,10 @@ __all__ = [
     "NetReader",
     "NetworkLimits",
     "Notifee",
+    "Puncher",
     "Referee",
+    "Relay",
+    "RelayLimits",
     "StreamQuota",
     "TokenBucket",
     "close_quietly",

@@ -9,6 +9,7 @@ import logging
 import math
 import random
 import struct
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import SupportsIndex
 
@@ -167,6 +168,8 @@ class FencedYamux(Yamux):  # type: ignore[misc]
         limits: NetworkLimits,
         referee: Referee,
     ) -> None:
+        # The key of the relay that carries this connection, if one does.
+        self.relay: bytes | None = None
         self._ear = _Ear(conn)
         super().__init__(self._ear, peer_id, is_initiator=initiator)
         self._limits = limits
@@ -174,6 +177,10 @@ class FencedYamux(Yamux):  # type: ignore[misc]
         self._bucket = TokenBucket(limits.stream_rate, limits.stream_burst, trio.current_time())
         self.streams = _Streams(limits)
         self.stream_buffers = _Buffers()
+
+    @property
+    def relayed(self) -> bool:
+        return self.get_remote_address() is None
 
     async def start(self) -> None:
         try:
@@ -279,14 +286,28 @@ class FencedUpgrader(TransportUpgrader):  # type: ignore[misc]
     given. Seen with 0.8.1.
     """
 
+    _KNOCKS = 256
+
     def __init__(self, key_pair: KeyPair, limits: NetworkLimits, referee: Referee) -> None:
         noise = Noise(key_pair, noise_privkey=x25519_key_pair().private_key)
         timeout = max(1, int(limits.handshake_timeout))
         super().__init__({NOISE: noise}, {TProtocol(yamux.PROTOCOL_ID): Yamux}, timeout)
         self._limits = limits
         self._referee = referee
+        # When each peer last proved its key on a connection that it opened to us.
+        self.knocks: OrderedDict[bytes, float] = OrderedDict()
+
+    def _note_knock(self, conn: ISecureConn, peer_id: ID) -> None:
+        peer = peer_key(peer_id)
+        if conn.is_initiator or peer is None or conn.get_remote_address() is None:
+            return
+        self.knocks[peer] = trio.current_time()
+        self.knocks.move_to_end(peer)
+        if len(self.knocks) > self._KNOCKS:
+            self.knocks.popitem(last=False)
 
     async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> FencedYamux:
+        self._note_knock(conn, peer_id)
         selector = self.muxer_multistream._selector
         timeout = max(1, int(self._limits.handshake_timeout))
         try:

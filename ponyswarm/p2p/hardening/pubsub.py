@@ -217,7 +217,8 @@ class DropStale(Notifee):
 
     A peer that restarts within the time TCP needs to notice is known by two
     connections, and pubsub stays on the dead one: of 60 messages none arrived, with
-    this all. It also forgets what is stored of a peer that left; libp2p keeps the
+    this all. A direct connection likewise takes the place of a relayed one, however
+    young. It also forgets what is stored of a peer that left; libp2p keeps the
     records of every stranger. Seen with 0.8.1.
     """
 
@@ -232,7 +233,11 @@ class DropStale(Notifee):
         old = [
             other
             for other in self._swarm.get_connections(peer)
-            if other is not conn and now - other._created_at > self.MIN_AGE
+            if other is not conn
+            and (
+                now - other._created_at > self.MIN_AGE
+                or (other.muxed_conn.relayed and not conn.muxed_conn.relayed)
+            )
         ]
         if old:
             self._nursery.start_soon(self._drop, peer, old)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from weakref import WeakSet
 
 import trio
@@ -90,6 +91,7 @@ class FencedSwarm(Swarm):  # type: ignore[misc]
         self._referee = referee
         self.door = Doorkeeper(limits)
         self._sockets: WeakSet[trio.SocketStream] = WeakSet()
+        self.sockets: Sequence[trio.SocketListener] = ()
         self.notifees.clear()  # The tag store's; nothing here is tagged.
         self.auto_connector = self.connection_pruner = _Idle()
 
@@ -133,9 +135,58 @@ class FencedSwarm(Swarm):  # type: ignore[misc]
 
     async def dial(self, host: str, port: int, key: bytes) -> None:
         """Connect to one address; the caller sets the deadline. Raises `OSError` or others."""
+        self._room()
+        await self._adopt(await trio.open_tcp_stream(host, port), key)
+
+    async def meet(self, host: str, port: int, key: bytes, *, lead: bool) -> None:
+        """Call a peer that calls us at the same moment, from the port where we listen.
+
+        Two routers then see each a call from inside, and let the other's in. ``lead`` says
+        which side begins the handshake; both ends must have agreed. Errors as in `dial`.
+        """
+        self._room()
+        sock = self._socket_of_listener(host)
+        try:
+            await sock.connect((host, port))
+        except BaseException:
+            sock.close()
+            raise
+        stream = trio.SocketStream(sock)
+        if lead:
+            await self._adopt(stream, key)
+            return
+        self._sockets.add(stream)
+        try:
+            with trio.fail_after(2 * self._limits.handshake_timeout):
+                muxed = await self.upgrade_inbound_raw_conn(
+                    RawConnection(BoundedTCP(stream), False), None
+                )
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+            raise
+        if muxed.peer_id != peer_identity(key):
+            await muxed._hang_up()
+            raise SwarmException("another peer answered")
+
+    async def knock(self, host: str, port: int, key: bytes) -> None:
+        """Prove that a peer answers at an address: a fresh connection, a handshake, no more.
+
+        Raises `OSError` or others when it does not.
+        """
+        stream = await trio.open_tcp_stream(host, port)
+        try:
+            raw = RawConnection(BoundedTCP(stream), True)
+            await self.upgrader.upgrade_security(raw, True, peer_identity(key))
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+
+    def _room(self) -> None:
         if len(self.get_connections()) >= self._limits.connections:
             raise SwarmException("there are too many connections")
-        stream = await trio.open_tcp_stream(host, port)
+
+    async def _adopt(self, stream: trio.SocketStream, key: bytes) -> None:
         self._sockets.add(stream)
         try:
             raw = RawConnection(BoundedTCP(stream), True)
@@ -144,6 +195,40 @@ class FencedSwarm(Swarm):  # type: ignore[misc]
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
             raise
+
+    def _socket_of_listener(self, host: str) -> trio.socket.SocketType:
+        """A socket with the port on which we listen, though nobody else may share that.
+
+        The listening socket allows it only while this one is bound.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        for listener in self.sockets:
+            if listener.socket.family != family or not hasattr(socket, "SO_REUSEPORT"):
+                continue
+            fresh = socket.socket(family, socket.SOCK_STREAM)
+            fresh.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            fresh.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            try:
+                fresh.bind(listener.socket.getsockname()[:2])
+            except OSError:
+                fresh.close()
+                raise
+            finally:
+                listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+            return trio.socket.from_stdlib_socket(fresh)
+        raise SwarmException("this node does not listen there")
+
+    def is_directly_connected(self, key: bytes) -> bool:
+        """Whether a live connection to the peer goes through no relay."""
+        return self.direct_address(key) is not None
+
+    def direct_address(self, key: bytes) -> tuple[str, int] | None:
+        """The host and port of a live connection to the peer that goes through no relay."""
+        for conn in self.get_connections(peer_identity(key)):
+            if not conn.is_closed and (remote := conn.muxed_conn.get_remote_address()) is not None:
+                return str(remote[0]), int(remote[1])
+        return None
 
     def drop_sockets(self) -> None:
         """Close what is left of dialled connections, when the network closes.
@@ -165,6 +250,8 @@ class FencedSwarm(Swarm):  # type: ignore[misc]
             fault = "own-address"
         elif len(self.get_connections(muxed_conn.peer_id)) > self._limits.connections_per_peer:
             fault = "too-many-connections"
+        elif muxed_conn.relayed and self.is_directly_connected(peer):
+            fault = "relay-not-needed"
         if fault is not None:
             self._referee.refuse(fault, peer)
             await muxed_conn._hang_up()
