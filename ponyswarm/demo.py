@@ -97,6 +97,8 @@ class Member:
     home: Home
     folder: Path
     process: subprocess.Popen[bytes] | None = None
+    prefix: tuple[str, ...] = ()
+    """What stands before the command of its node, such as what enters a network namespace."""
 
     @property
     def log(self) -> Path:
@@ -145,7 +147,7 @@ class Swarm:
         with member.log.open("ab") as log:
             # A process group of its own: Ctrl-C reaches the demo alone, which then ends them.
             member.process = subprocess.Popen(
-                command,
+                [*member.prefix, *command],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

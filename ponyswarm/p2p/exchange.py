@@ -1,5 +1,8 @@
 """Peer exchange: asks connected peers for others, tells them of those we know.
 
+Now and then it also searches, as `p2p.lookup` says, for the peers of each project that we
+follow: to find them while we have few, and to be found by them always.
+
 Handed on are only records that their peer gave us itself over a connection, and only
 while that is fresh, so that a node vouches for having met whom it names. What comes is
 held in `p2p.table` under the teller's address range; whom to call is decided elsewhere.
@@ -20,6 +23,8 @@ from ponyswarm.keys import SecretKey, peer_id
 from ponyswarm.p2p import peers
 from ponyswarm.p2p.dialer import Followers
 from ponyswarm.p2p.discovery import is_dialable, range_of
+from ponyswarm.p2p.hardening import TokenBucket
+from ponyswarm.p2p.lookup import Search
 from ponyswarm.p2p.network import Network, Stream
 from ponyswarm.p2p.peers import Answer, Question, Record, Signed
 from ponyswarm.p2p.table import PeerTable
@@ -30,7 +35,16 @@ LOOK_EVERY = 2.0
 ASK_EVERY = 600.0
 # A peer is asked sooner while we have too few peers, but not more often than it would answer.
 ASK_WHEN_SHORT = 45.0
-ANSWER_EVERY = 10.0
+# Full answers to one peer: so many a second, so many at once.
+ANSWERS = (0.1, 3.0)
+# Connected followers of a project with which we ask for no more.
+ENOUGH = 4
+SEARCH_LOOK = 5.0
+FIRST_SEARCH = 10.0
+SEARCH_WHEN_SHORT = 120.0
+SEARCH_EVERY = 1800.0
+# With more peers than these, those that were called for a search alone are let go.
+CROWD = 12
 ANSWER_TIMEOUT = 10.0
 MAX_MET = 1000
 # Seconds for which we tell of a peer after we last heard from it.
@@ -63,7 +77,8 @@ class Exchange:
         # Who gave us a record, where it was then, and when.
         self._met: OrderedDict[bytes, tuple[Signed, str, float]] = OrderedDict()
         self._asked: dict[bytes, float] = {}
-        self._answered: OrderedDict[bytes, float] = OrderedDict()
+        self._buckets: OrderedDict[bytes, TokenBucket] = OrderedDict()
+        self._searched: dict[bytes, float] = {}
         self._own: tuple[Signed, float] | None = None
 
     async def run(self) -> None:
@@ -71,6 +86,11 @@ class Exchange:
         self._network.serve(
             peers.PROTOCOL, self._serve, concurrent_per_peer=1, timeout=ANSWER_TIMEOUT
         )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ask_around)
+            nursery.start_soon(self._search_all)
+
+    async def _ask_around(self) -> None:
         while True:
             await trio.sleep(LOOK_EVERY)
             links = self._network.links()
@@ -83,32 +103,79 @@ class Exchange:
             if due:
                 await self._ask(self._random.choice(due))
 
-    async def _ask(self, peer: bytes) -> None:
+    async def _search_all(self) -> None:
+        """Search for each project: soon while it has few peers, seldom when it has enough."""
+        while True:
+            await trio.sleep(SEARCH_LOOK)
+            followers = self._followers()
+            self._searched = {one: due for one, due in self._searched.items() if one in followers}
+            for project, some in followers.items():
+                now = trio.current_time()
+                if now < self._searched.setdefault(project, now + FIRST_SEARCH):
+                    continue
+                await self._search(project)
+                pause = SEARCH_EVERY if len(some) >= ENOUGH else SEARCH_WHEN_SHORT
+                self._searched[project] = now + self._random.uniform(pause / 2, pause)
+
+    async def _search(self, project: bytes) -> None:
+        """Show our record to the peers nearest to a project, and learn whom they know."""
+        known = {one.peer for one in self._table.known()} | set(self._network.peers())
+        search = Search(project, known, self._key.public)
+        while (peer := search.next()) is not None:
+            was_connected = peer in self._network.peers()
+            if not was_connected and not await self._reach(peer):
+                search.failed(peer)
+                continue
+            search.named(await self._ask(peer, (project,)))
+            crowded = len(self._network.peers()) > CROWD
+            if crowded and not was_connected and not self._shares_project(peer):
+                await self._network.disconnect(peer)
+
+    def _shares_project(self, peer: bytes) -> bool:
+        met = self._met.get(peer)
+        return met is not None and not set(self._followers()).isdisjoint(met[0].record.projects)
+
+    async def _reach(self, peer: bytes) -> bool:
+        addresses = [one.address for one in self._table.known() if one.peer == peer]
+        for address in addresses[:2]:
+            try:
+                await self._network.dial(address)
+            except PeerError:
+                self._table.failed(address)
+                continue
+            self._table.reached(address, time.time())
+            return True
+        return False
+
+    async def _ask(self, peer: bytes, projects: tuple[bytes, ...] | None = None) -> list[bytes]:
+        """Exchange records with a peer; the peers that it named."""
         self._asked[peer] = trio.current_time()
-        lacking = tuple(project for project, some in self._followers().items() if len(some) < 4)
-        question = Question(own=self._own_record().raw, projects=lacking[: peers.MAX_PROJECTS])
+        if projects is None:
+            few = (one for one, some in self._followers().items() if len(some) < ENOUGH)
+            projects = tuple(few)[: peers.MAX_PROJECTS]
+        question = Question(own=self._own_record().raw, projects=projects)
+        named: list[bytes] = []
         try:
-            stream = await self._network.open(peer, peers.PROTOCOL)
-            async with stream:
+            async with await self._network.open(peer, peers.PROTOCOL) as stream:
                 await stream.send(peers.encode(question))
                 answer = peers.decode_answer(await stream.receive(peers.MAX_ANSWER))
-            self._take(answer.own, peer)
-            for raw in answer.peers:
-                self._take(raw, peer)
+            for raw in filter(None, (answer.own, *answer.peers)):
+                try:
+                    named.append(self._take(raw, peer))
+                except PeerError as fault:
+                    if fault.reason != "stale-record":  # It was of today when the teller got it.
+                        raise
         except PeerError as fault:
             if fault.reason not in ("no-stream", "not-connected", "stream-closed", "timeout"):
                 self._refuse(fault.reason, peer)
             log.debug("%s told of no peers: %s", peer_id(peer), fault)
+        return named
 
     async def _serve(self, stream: Stream) -> None:
         question = peers.decode_question(await stream.receive(peers.MAX_QUESTION))
         now = trio.current_time()
         chosen: Iterable[Signed] = ()
-        if now - self._answered.get(stream.peer, -ANSWER_EVERY) >= ANSWER_EVERY:
-            self._answered[stream.peer] = now
-            self._answered.move_to_end(stream.peer)
-            while len(self._answered) > MAX_MET:
-                self._answered.popitem(last=False)
+        if self._may_answer(stream.peer, now):
             if question.own:
                 self._take(question.own, stream.peer)
             self._forget(now)
@@ -117,24 +184,26 @@ class Exchange:
         answer = Answer(own=self._own_record().raw, peers=tuple(one.raw for one in chosen))
         await stream.send(peers.encode(answer))
 
-    def _take(self, raw: bytes, teller: bytes) -> None:
-        """Judge one record that a connected peer handed us. Raises `PeerError`."""
-        try:
-            signed = peers.read(raw, int(time.time() * 1000))
-        except PeerError as fault:
-            if fault.reason == "stale-record":
-                return  # It was fresh when the teller got it.
-            raise
+    def _may_answer(self, peer: bytes, now: float) -> bool:
+        bucket = self._buckets.pop(peer, None) or TokenBucket(*ANSWERS, now)
+        self._buckets[peer] = bucket
+        while len(self._buckets) > MAX_MET:
+            self._buckets.popitem(last=False)
+        return bucket.take(1, now)
+
+    def _take(self, raw: bytes, teller: bytes) -> bytes:
+        """Judge one record that a connected peer handed us; of whom. Raises `PeerError`."""
+        signed = peers.read(raw, int(time.time() * 1000))
         record = signed.record
         if record.peer == self._key.public:
-            return
+            return record.peer
         from_ = self._network.remote_address(teller)
         addresses = [one for one in record.addresses if is_dialable(one, from_=from_)]
         projects = frozenset(record.projects)
         where = range_of(from_) if from_ is not None else ""
         self._table.heard(record.peer, addresses, projects, teller=where, now=time.time())
         if record.peer != teller:
-            return
+            return record.peer
         before = self._met.pop(teller, None)
         if before is None or before[0].record.time <= record.time:
             self._met[teller] = (signed, where, trio.current_time())
@@ -143,6 +212,7 @@ class Exchange:
             self._met[teller] = before
         while len(self._met) > MAX_MET:
             self._met.popitem(last=False)
+        return record.peer
 
     def _forget(self, now: float) -> None:
         live = set(self._network.peers())

@@ -13,7 +13,7 @@ here is pure: bytes in, values out, `PeerError` ("bad-peers") for whatever is ou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +23,7 @@ from ponyswarm.codec import convert, pack, unpack
 from ponyswarm.errors import PeerError
 from ponyswarm.keys import SIGNATURE_SIZE, SecretKey, verify
 from ponyswarm.messages import Hash, Key, Millis
+from ponyswarm.p2p.lookup import distance
 
 if TYPE_CHECKING:
     from random import Random
@@ -40,6 +41,8 @@ MAX_AGE_MS = 24 * 3600 * 1000
 MAX_AHEAD_MS = 10 * 60 * 1000
 # Peers of one address range in one answer.
 PER_RANGE = 8
+# Of an answer, so many are those nearest to the point of the first asked project.
+NEAREST = 8
 
 _PREFIX = b"ponyswarm/peer/v1\0"
 
@@ -118,24 +121,28 @@ def select(
     asker: bytes,
     random: Random,
 ) -> list[Signed]:
-    """Whom to tell a peer of: those of its projects first, by chance, few of one range.
+    """Whom to tell a peer of: those of its projects, those near to them, then anybody.
 
-    ``records`` come with the address range in which their peer is connected.
+    ``records`` come with the address range in which their peer is connected. Who is told
+    of is left to chance, and few are of one range.
     """
     asked = frozenset(question.projects)
-    candidates: Sequence[tuple[Signed, str]] = [
-        one for one in records if one[0].record.peer != asker and one[0].record.addresses
-    ]
-    order = sorted(
-        candidates,
-        key=lambda one: (asked.isdisjoint(one[0].record.projects), random.random()),
-    )
+    candidates = [one for one in records if one[0].record.peer != asker and one[0].record.addresses]
+    random.shuffle(candidates)
+    members = [one for one in candidates if not asked.isdisjoint(one[0].record.projects)]
+    others = [one for one in candidates if asked.isdisjoint(one[0].record.projects)]
+    if question.projects:
+        project = question.projects[0]
+        others.sort(key=lambda one: distance(one[0].record.peer, project))
+        far = others[NEAREST:]
+        random.shuffle(far)
+        others[NEAREST:] = far
     ranges: Counter[str] = Counter()
     chosen: list[Signed] = []
-    for signed, where in order:
+    for signed, where in [*members[: MAX_PEERS - NEAREST], *others, *members]:
         if len(chosen) == MAX_PEERS:
             break
-        if ranges[where] < PER_RANGE:
+        if ranges[where] < PER_RANGE and signed not in chosen:
             ranges[where] += 1
             chosen.append(signed)
     return chosen

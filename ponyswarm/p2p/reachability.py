@@ -95,6 +95,8 @@ class Reachability:
                     await self._keep_places(now)
                 for peer, called in self._network.relayed().items():
                     if not called and now - self._punched.get(peer, -PUNCH_AGAIN) >= PUNCH_AGAIN:
+                        if peer not in self._punched:
+                            log.info("%s comes through a relay", peer_id(peer))
                         self._punched[peer] = now
                         nursery.start_soon(self._punch, peer)
                 await trio.sleep(LOOK_EVERY)
