@@ -221,6 +221,20 @@ def test_one_address_has_a_share_and_loopback_is_exempt():
     assert [door.enter("127.0.0.1") for _ in range(4)] == [True, True, True, False]
 
 
+def test_one_neighbourhood_has_a_share_and_gives_it_back():
+    limits = NetworkLimits(inbound=20, inbound_per_address=2, inbound_per_range=5)
+    door = hardening.Doorkeeper(limits)
+    callers = [f"20.1.2.{n}" for n in range(10)]
+    assert [door.enter(one) for one in callers] == [True] * 5 + [False] * 5
+    assert door.enter("20.1.3.1")
+    assert door.enter("::ffff:20.1.3.2")
+    assert not door.enter("::ffff:20.1.2.99")
+    assert [door.enter(f"2a00:1:1:{n:x}::1") for n in range(6)] == [True] * 5 + [False]
+    for one in callers[:5]:
+        door.leave(one)
+    assert door.enter(callers[9])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_two_hundred_and_sixty_connections_in_turn():

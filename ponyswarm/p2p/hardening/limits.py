@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ class NetworkLimits:
 
     inbound: int = 250  # live inbound connections, handshakes included
     inbound_per_address: int = 12  # of those, from one IP address (loopback is exempt)
+    inbound_per_range: int = 48  # of those, from one /24 of IPv4 or /48 of IPv6 (likewise)
     connections: int = 300  # in both directions
     connections_per_peer: int = 3
     handshake_timeout: float = 5.0
@@ -67,23 +69,48 @@ class Doorkeeper:
     def __init__(self, limits: NetworkLimits) -> None:
         self._limits = limits
         self._addresses: dict[str, int] = defaultdict(int)
+        self._ranges: dict[str, int] = defaultdict(int)
         self.inside = 0
 
     def enter(self, address: str) -> bool:
         if self.inside >= self._limits.inbound:
             return False
+        range_ = _range(address)
         local = address.startswith("127.") or address in ("::1", "::ffff:127.0.0.1")
-        if not local and self._addresses[address] >= self._limits.inbound_per_address:
+        if not local and (
+            self._addresses[address] >= self._limits.inbound_per_address
+            or self._ranges[range_] >= self._limits.inbound_per_range
+        ):
+            self._forget(address, range_)
             return False
         self.inside += 1
         self._addresses[address] += 1
+        self._ranges[range_] += 1
         return True
 
     def leave(self, address: str) -> None:
+        range_ = _range(address)
         self.inside -= 1
         self._addresses[address] -= 1
+        self._ranges[range_] -= 1
+        self._forget(address, range_)
+
+    def _forget(self, address: str, range_: str) -> None:
         if self._addresses[address] <= 0:
             del self._addresses[address]
+        if self._ranges[range_] <= 0:
+            del self._ranges[range_]
+
+
+def _range(address: str) -> str:
+    """The neighbourhood of an address, or of whatever else a caller is known by."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return str(ipaddress.ip_network(f"{ip}/{24 if ip.version == 4 else 48}", strict=False))
 
 
 class StreamQuota:
