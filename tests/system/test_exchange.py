@@ -163,5 +163,7 @@ def test_a_knock_that_another_key_answers_is_no_knock():
             assert not await asked.network.knock(peer, other.network.port, timeout=3)
             assert not await asked.network.knock(peer, 9, timeout=3)
             assert asker.network.peer in asked.network.peers()
+            await trio.sleep(0.2)
+            assert not asker.refused
 
     run(body)

@@ -6,7 +6,10 @@ packet in twenty. Two nodes are in homes whose routers let nobody in.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -175,3 +178,88 @@ def test_without_its_bootstrap_node_and_cut_in_two_the_swarm_works_and_grows_tog
     for name in ("left", "right", "volunteer7"):
         assert _confirmed(world, name, job)
         assert _confirmed(world, name, later)
+
+
+MAP = """\
+import sys, trio
+from ponyswarm.p2p import router
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        def mapped(address):
+            print(address, flush=True)
+            nursery.cancel_scope.cancel()
+        await router.run(7797, mapped)
+
+trio.run(main)
+"""
+
+
+def test_a_router_opens_the_port_for_an_hour_and_closes_it_when_the_node_stops() -> None:
+    with internet.open_internet([2]) as net:
+        gateway, inside = net.subnets[0]
+        script = Path(__file__).with_name("upnp_router.py")
+        with subprocess.Popen(
+            [*gateway.enter, sys.executable, str(script), gateway.address],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as router:
+            try:
+                assert router.stdout is not None
+                assert router.stdout.readline() == "ready\n"
+                mapped = subprocess.run(
+                    [*inside.enter, sys.executable, "-c", MAP],
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    check=False,
+                )
+                assert mapped.stdout == "/ip4/20.9.9.9/tcp/7797\n", mapped.stderr
+                asked = [router.stdout.readline() for _ in range(2)]
+            finally:
+                router.kill()
+    assert asked == [
+        f"AddPortMapping 7797 TCP {inside.address} 3600\n",
+        "DeletePortMapping 7797 TCP  \n",
+    ]
+
+
+NEIGHBOUR = """\
+import sys, trio
+from ponyswarm.keys import SecretKey, peer_id
+from ponyswarm.p2p import lan
+
+async def main(address, number, other):
+    own, wanted = (SecretKey(bytes([int(n)]) * 32).public for n in (number, other))
+    async with trio.open_nursery() as nursery:
+        def heard(found):
+            if found.endswith(peer_id(wanted)):
+                print(found.partition("/p2p/")[0], flush=True)
+        nursery.start_soon(lan.run, own, (f"/ip4/{address}/tcp/7797/p2p/{peer_id(own)}",), heard)
+        await trio.to_thread.run_sync(sys.stdin.readline)
+        nursery.cancel_scope.cancel()
+
+trio.run(main, *sys.argv[1:])
+"""
+
+
+def test_neighbours_on_one_network_hear_of_each_other_by_multicast() -> None:
+    with internet.open_internet([2]) as net, ExitStack() as stack:
+        places = net.subnets[0]
+        pair = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [*place.enter, sys.executable, "-c", NEIGHBOUR, place.address, *numbers],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for place, numbers in zip(places, (("1", "2"), ("2", "1")), strict=True)
+        ]
+        for one, other in zip(pair, reversed(places), strict=True):
+            assert one.stdout is not None
+            assert one.stdout.readline() == f"/ip4/{other.address}/tcp/7797\n"
+        for one in pair:
+            assert one.communicate("\n", timeout=20)
+            assert one.returncode == 0

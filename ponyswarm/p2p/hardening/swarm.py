@@ -20,6 +20,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
+from libp2p.transport.exceptions import MuxerUpgradeFailure
 from multiaddr import Multiaddr
 
 from ponyswarm import keys
@@ -127,8 +128,10 @@ class FencedSwarm(Swarm):  # type: ignore[misc]
             with trio.fail_after(2 * self._limits.handshake_timeout):
                 muxed = await self.upgrade_inbound_raw_conn(raw, None)
             await muxed.event_closed.wait()
-        except Exception:
-            self._referee.refuse("handshake", None)
+        except Exception as fault:
+            # Who proves its key and hangs up then calls us back, as `p2p.reach` asks.
+            if not isinstance(fault.__cause__, MuxerUpgradeFailure):
+                self._referee.refuse("handshake", None)
         finally:
             self.door.leave(address)
             await trio.aclose_forcefully(stream)
