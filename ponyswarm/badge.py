@@ -22,8 +22,9 @@ def words(cells: Sequence[CellRow]) -> tuple[str, str]:
     failed = verdicts.count(Verdict.CONFIRMED_FAIL)
     if failed:
         return f"{failed} of {len(cells)} fail", _RED
-    if Verdict.DISPUTED in verdicts:
-        return f"{verdicts.count(Verdict.DISPUTED)} of {len(cells)} disputed", _PURPLE
+    for doubtful in (Verdict.DISPUTED, Verdict.FLAKY):
+        if doubtful in verdicts:
+            return f"{verdicts.count(doubtful)} of {len(cells)} {doubtful}", _PURPLE
     if not cells or not set(verdicts) <= CONFIRMED:
         confirmed = sum(verdict in CONFIRMED for verdict in verdicts)
         return f"{confirmed} of {len(cells)} confirmed", _GREY

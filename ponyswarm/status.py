@@ -62,6 +62,15 @@ class OfferLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What something takes on disk, and what it may take; bytes."""
+
+    name: str
+    used: int
+    budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
     """One moment of a node. Times are seconds since the epoch."""
 
@@ -88,6 +97,12 @@ class NodeStatus:
     runs: int = 0
     tests: int = 0
     blob_bytes: int = 0
+    waiting: int = 0
+    """Cells that this node could run next."""
+    today_runs: int = 0
+    today_tests: int = 0
+    disk: tuple[Room, ...] = ()
+    disk_free: int = 0
 
 
 def write(path: Path, status: NodeStatus) -> None:

@@ -20,6 +20,8 @@ _SIGNS = {
     Verdict.CONFIRMED_PASS: "✔",
     Verdict.CONFIRMED_FAIL: "✘",
     Verdict.DISPUTED: "≠",
+    Verdict.FLAKY: "~",
+    Verdict.UNCONFIRMED: "?",
     Verdict.BROKEN: "!",
     Verdict.PENDING: "·",
 }
@@ -73,7 +75,7 @@ def _table(cells: Sequence[CellRow]) -> list[str]:
 def _cell(cell: CellRow) -> str:
     finding = cell.finding
     agree = f" {finding.agree}/{finding.of}" if finding.of else ""
-    return f"{_SIGNS.get(finding.verdict, '?')} {finding.verdict}{agree}"
+    return f"{_SIGNS[finding.verdict]} {finding.verdict}{agree}"
 
 
 def _detail(cell: CellRow) -> list[str]:

@@ -13,7 +13,9 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from ponyswarm import __version__
 from ponyswarm.errors import InfraError, LocalError, PeerError, PonySwarmError
 
 EXIT_BAD = 1
@@ -59,6 +61,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fsck": ("ponyswarm.cli.fsck:fsck", "Check every byte of the ledger, and mend it."),
     "web": ("ponyswarm.cli.web:web", "Show the ledger as pages in your browser."),
     "export": ("ponyswarm.cli.export:export", "Write a proof that others can check offline."),
+    "service": ("ponyswarm.cli.service:service", "Start the node with this machine."),
+    "completion": ("ponyswarm.cli.completion:completion", "Print a completion script for a shell."),
     "demo": ("ponyswarm.cli.demo:demo", "Run a small swarm on this machine and show it work."),
 }
 
@@ -76,6 +80,16 @@ class LazyGroup(click.Group):
         command = getattr(import_module(module), name)
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # By the table: to complete a word no command is imported.
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [
+            CompletionItem(name, help=line)
+            for name, (_, line) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -134,13 +148,20 @@ def print_json(data: object) -> None:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+# Every option can be given by a variable, too: PONYSWARM_NODE_LISTEN, for containers and CI.
+@click.group(
+    cls=LazyGroup,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "PONYSWARM",
+    },
+)
 @click.option(
     "--home",
     metavar="DIR",
     help="Keep settings, key, ledger and caches under DIR (also: PONYSWARM_HOME).",
 )
-@click.version_option(package_name="ponyswarm", message="ponyswarm %(version)s")
+@click.version_option(__version__, message="ponyswarm %(version)s")
 @click.pass_context
 def main(ctx: click.Context, home: str | None) -> None:
     """Volunteers lend their machines to run Python projects' tests, peer to peer."""

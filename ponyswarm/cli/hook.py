@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from ponyswarm import hooks
 from ponyswarm.cli import json_option, print_json
-from ponyswarm.cli.opening import opened
+from ponyswarm.cli.opening import home_option, opened
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
 from ponyswarm.ledger.queries import Reader
@@ -71,10 +71,9 @@ def install(
 
     with opened(home) as session:
         id_ = choose_project(home, session, project)
-    where = [] if "PONYSWARM_HOME" not in os.environ and _default(home) else _home_option(home)
     made = {}
     for name in names or ("post-commit",):
-        arguments = [*where, "hook", "run", name, "--project", id_.hex()]
+        arguments = [*home_option(home), "hook", "run", name, "--project", id_.hex()]
         arguments += [part for ref in refs for part in ("--ref", ref)]
         made[name] = hooks.install(path, name, arguments)
     if as_json:
@@ -204,14 +203,5 @@ def _head(path: Path) -> str:
     return source.head(path)
 
 
-def _default(home: Home) -> bool:
-    return home == Home.locate(None, {})
-
-
 def _ponyswarm(home: Home, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "ponyswarm", *_home_option(home), *arguments]
-
-
-def _home_option(home: Home) -> list[str]:
-    """The words that name this home to another process; none for the platform's own."""
-    return [] if _default(home) else ["--home", str(home.config_dir)]
+    return [sys.executable, "-m", "ponyswarm", *home_option(home), *arguments]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from ponyswarm import config, keys
 from ponyswarm.cli import json_option, print_json
@@ -41,11 +42,12 @@ def init(
     them, and makes a key. A home that is there already is left alone.
     """
     if home.ini.exists() and not force:
-        if pythons or listen:
+        if pythons or _typed("listen"):
             raise LocalError(
                 f"there is {home.ini} already: change it with an editor, or have it replaced "
                 "with --force"
             )
+        home.create()
         made = _ensure_key(home)
         if as_json:
             print_json({**_facts(home), "created": False, "key_created": made})
@@ -95,6 +97,12 @@ def init(
     if not _sandbox() and sys.platform.startswith("linux"):
         click.echo("bubblewrap is missing: without it no job runs here; install it", err=True)
     click.echo("Next: 'ponyswarm trust add PROJECT_ID', then 'ponyswarm node'.")
+
+
+def _typed(option: str) -> bool:
+    """Whether an option was given here and now, and not by a variable for all calls."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is ParameterSource.COMMANDLINE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

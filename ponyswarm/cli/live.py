@@ -9,44 +9,94 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.logging import RichHandler
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ponyswarm.cli.plain import HarmlessFormatter, harmless
-from ponyswarm.config import format_size
-from ponyswarm.status import NodeStatus
+from ponyswarm.cli.plain import HarmlessFormatter, harmless, room, size
+from ponyswarm.status import NodeStatus, RunLine
 
 Show = Callable[[NodeStatus], None]
 
-MOST_LINES = 8
+MOST_LINES = 6
+MOST_PEERS = 4
+# From so many columns on, bars and addresses have room.
+WIDE = 100
+BAR = 24
 
 
-def view(now: NodeStatus) -> Group:
+def view(now: NodeStatus, width: int) -> Group:
     """A node's moment, for people: what runs, for whom, what was refused and why."""
-    facts = Table.grid(padding=(0, 2))
+    facts = Table.grid(padding=(0, 2), expand=True)
     facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
+    facts.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
     up = int(now.updated - now.started)
-    facts.add_row("node", f"{now.peer}  up {up // 3600}:{up % 3600 // 60:02}")
-    facts.add_row("peers", f"{len(now.peers)} connected")
+    facts.add_row("node", f"{now.peer if width >= WIDE else '…' + now.peer[-12:]}  up {_span(up)}")
+    facts.add_row("peers", _peers(now, width))
     trusted = sum(project.trusted for project in now.projects)
     offers = sum(project.volunteers for project in now.projects)
     facts.add_row("projects", f"{trusted} trusted, {len(now.projects)} kept; {offers} offers")
-    facts.add_row("today", f"{now.runs} runs, {now.tests} tests since the start")
-    facts.add_row("disk", f"{now.entries} entries, blobs {format_size(now.blob_bytes)}")
-    for run in now.running[:MOST_LINES]:
-        total = "" if run.total is None else f" of {run.total}"
-        what = f"{run.title} on {run.cell}: {run.step} {run.done}{total}, {run.seconds:.0f} s"
-        facts.add_row(Text("running", style="green"), Text(harmless(what)))
+    facts.add_row("today", f"{now.today_runs:,} runs, {now.today_tests:,} tests given")
+    facts.add_row("disk", _disk(now))
+    facts.add_row("queue", f"{_cells(now.waiting)} that this machine could run next")
     for idle in now.idle[:MOST_LINES]:
         facts.add_row("not run", Text(harmless(f"{idle.title}: {idle.why}")))
     if now.refused:
         counted = sorted(now.refused.items(), key=lambda item: -item[1])[:MOST_LINES]
-        facts.add_row("refused", ", ".join(f"{why} {count}" for why, count in counted))
-    return Group(Text(), facts)
+        facts.add_row("refused", ", ".join(f"{why} {count:,}" for why, count in counted))
+    parts: list[RenderableType] = [Text(), facts]
+    if now.running:
+        parts.append(_running(now.running, width))
+    return Group(*parts)
+
+
+def _peers(now: NodeStatus, width: int) -> Text:
+    text = Text(f"{len(now.peers)} connected")
+    shown = now.peers[:MOST_PEERS] if width >= WIDE else ()
+    for peer in shown:
+        text.append(f"  …{peer.peer[-8:]} {harmless(peer.address)}", style="dim")
+    if shown and len(now.peers) > len(shown):
+        text.append(f"  and {len(now.peers) - len(shown)} more", style="dim")
+    return text
+
+
+def _running(runs: tuple[RunLine, ...], width: int) -> Table:
+    """One line a run: what, where, the step, and how far the tests are."""
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
+    if width >= WIDE:
+        table.add_column(width=BAR)
+    table.add_column(justify="right", no_wrap=True)
+    for run in runs[:MOST_LINES]:
+        what = Text("▶ ", style="green")
+        what.append(harmless(f"{run.title} on {run.cell}: {run.step}"), style="default")
+        done = f"{run.done:,}" + ("" if run.total is None else f" of {run.total:,}")
+        row: list[RenderableType] = [what]
+        if width >= WIDE:
+            row.append(ProgressBar(total=run.total, completed=run.done, width=BAR, pulse=False))
+        row.append(f"{done}, {_span(int(run.seconds))}")
+        table.add_row(*row)
+    if len(runs) > MOST_LINES:
+        table.add_row(Text(f"  and {len(runs) - MOST_LINES} more", style="dim"))
+    return table
+
+
+def _disk(now: NodeStatus) -> str:
+    parts = [f"{now.entries:,} entries", *map(room, now.disk)]
+    return ", ".join(parts) + (f"; {size(now.disk_free)} free" if now.disk_free else "")
+
+
+def _span(seconds: int) -> str:
+    if seconds < 3600:
+        return f"{seconds // 60}:{seconds % 60:02}"
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+
+
+def _cells(count: int) -> str:
+    return f"{count:,} cell{'' if count == 1 else 's'}"
 
 
 @contextmanager
@@ -63,6 +113,6 @@ def showing(level: int) -> Iterator[Show]:
     root.setLevel(level)
     try:
         with Live(console=console, auto_refresh=False) as live:
-            yield lambda now: live.update(view(now), refresh=True)
+            yield lambda now: live.update(view(now, console.width), refresh=True)
     finally:
         root.handlers[:] = before

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, closing
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from importlib import resources
 
@@ -28,6 +30,7 @@ from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.services.service import Missing, Offer
 from ponyswarm.home import Home
 from ponyswarm.keeping import Keeping
+from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.seals import Seals
 from ponyswarm.node import Node, now_ms, open_node
 from ponyswarm.notary import Notary, open_notary
@@ -49,6 +52,9 @@ ONCE_QUIET = 20.0
 SETTINGS_EVERY = 2.0
 # Offers that the status file tells of; a swarm may have thousands.
 MAX_OFFERS = 500
+GIVEN_EVERY = 15.0
+# Free space is told in steps, so that others' writing does not count as news of this node.
+FREE_STEP = 64 << 20
 
 # Wraps how a node runs a task; the demo's liar is made with it.
 Wrap = Callable[[Execute], Execute]
@@ -65,6 +71,13 @@ Pages = Callable[[], Awaitable[None]]
 @click.option("--dry-run", is_flag=True, help="Say what would be offered, and to whom; then end.")
 @click.option("--web", is_flag=True, help="Show the pages, too, as 'ponyswarm web' does.")
 @click.option("--plain", is_flag=True, help="Only log lines, also on a terminal.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Log lines for people, or one JSON object a line.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more.")
 @click.pass_obj
 def node(
@@ -77,13 +90,14 @@ def node(
     dry_run: bool,
     web: bool,
     plain: bool,
+    log_format: str,
     verbose: bool,
 ) -> None:
     """Run this machine's node: replicate, serve, and run the jobs you trust.
 
     Ctrl-C stops it in good order: what runs is given back to the others.
     """
-    start_logging(verbose=verbose)
+    start_logging(verbose=verbose, as_json=log_format == "json")
     if dry_run:
         trio.run(describe, home)
         return
@@ -97,7 +111,7 @@ def node(
         once=once,
         web=web,
     )
-    if plain or not sys.stderr.isatty():
+    if plain or log_format == "json" or not sys.stderr.isatty():
         trio.run(main)
         return
     with live.showing(logging.DEBUG if verbose else logging.INFO) as show:
@@ -227,7 +241,8 @@ async def _run(
         await _follow(opened_node, settings)
         if not settings.trusted and not read_only:
             log.info("no project is trusted yet: 'ponyswarm trust add PROJECT_ID' lets jobs in")
-        report = partial(_status, opened_node, words, installed, time.time())
+        given = Given(home, settings, session.key.public)
+        report = partial(_status, opened_node, words, installed, time.time(), given)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_tell_status, home, report, show)
             nursery.start_soon(_watch_settings, home, opened_node)
@@ -409,10 +424,45 @@ async def _tell_status(
         await trio.sleep(STATUS_EVERY)
 
 
+class Given:
+    """What this machine gave today, and what it takes on disk: looked up now and then."""
+
+    def __init__(self, home: Home, settings: config.Settings, key: bytes) -> None:
+        self._home = home
+        self._limits = settings.limits
+        self._archive = settings.retention.archive
+        self._key = key
+        self._due = 0.0
+        self._last: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def look(self) -> tuple[int, int, int, int]:
+        """(runs today, tests today, bytes of the ledger, bytes free on its disk)."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + GIVEN_EVERY
+            midnight = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
+            with Reader(self._home.ledger) as reader:
+                runs, tests = reader.given_since(self._key, int(midnight.timestamp() * 1000))
+            ledger = self._home.ledger.stat().st_size
+            self._last = runs, tests, ledger, shutil.disk_usage(self._home.data_dir).free
+        return self._last
+
+    def rooms(self, ledger: int, blobs: int) -> tuple[status.Room, ...]:
+        budget = None if self._archive else self._limits.blobs
+        return (
+            status.Room(name="ledger", used=ledger, budget=self._limits.ledger),
+            status.Room(name="blobs", used=blobs, budget=budget),
+        )
+
+
 def _status(
-    opened_node: Node, words: str, installed: tuple[Installed, ...], started: float
+    opened_node: Node,
+    words: str,
+    installed: tuple[Installed, ...],
+    started: float,
+    given: Given,
 ) -> status.NodeStatus:
     now = now_ms()
+    runs, tests, ledger, free = given.look()
     network, protocol = opened_node.network, opened_node.protocol
     projects = []
     for project in sorted(protocol.followed):
@@ -472,6 +522,11 @@ def _status(
         runs=opened_node.runs.ended,
         tests=opened_node.runs.tests,
         blob_bytes=opened_node.blobs.used,
+        waiting=protocol.waiting(now),
+        today_runs=runs,
+        today_tests=tests,
+        disk=given.rooms(ledger, opened_node.blobs.used),
+        disk_free=free // FREE_STEP * FREE_STEP,
     )
 
 

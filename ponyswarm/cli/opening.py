@@ -22,6 +22,11 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
+def home_option(home: Home) -> list[str]:
+    """The words that name this home to another process; none for the platform's own."""
+    return [] if home == Home.locate(None, {}) else ["--home", str(home.config_dir)]
+
+
 def seconds_of(option: str, text: str) -> int:
     """The duration that an option was given. `LocalError` names the option."""
     try:

@@ -1,13 +1,16 @@
-"""Plain log lines, which strangers' text cannot spoil."""
+"""Log lines that strangers' text cannot spoil, as words or as JSON; sizes for people."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from datetime import UTC, datetime
 
 from ponyswarm.plain import harmless
+from ponyswarm.status import Room
 
-__all__ = ["HarmlessFormatter", "harmless", "start_logging"]
+__all__ = ["HarmlessFormatter", "JsonFormatter", "harmless", "room", "size", "start_logging"]
 
 
 class HarmlessFormatter(logging.Formatter):
@@ -18,10 +21,41 @@ class HarmlessFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-def start_logging(*, verbose: bool, level: int = logging.INFO) -> None:
-    """Plain lines on stderr: a time, a level where it matters, a sentence."""
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, for programs; control characters are escaped by the form."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            facts["exception"] = self.formatException(record.exc_info)
+        return json.dumps(facts)
+
+
+def start_logging(*, verbose: bool, level: int = logging.INFO, as_json: bool = False) -> None:
+    """Plain lines on stderr: a time, a level where it matters, a sentence; or JSON."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(HarmlessFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    text = HarmlessFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S")
+    handler.setFormatter(JsonFormatter() if as_json else text)
     logging.basicConfig(level=logging.DEBUG if verbose else level, handlers=[handler], force=True)
-    for noisy in ("libp2p", "httpx", "httpcore", "filelock", "multiaddr"):
+    for noisy in ("libp2p", "httpx", "httpcore", "filelock", "multiaddr", "virtualenv", "distlib"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
+
+def room(one: Room) -> str:
+    """What takes room, how much, and how much it may: ``blobs 12 MiB of 5.0 GiB``."""
+    most = "" if one.budget is None else f" of {size(one.budget)}"
+    return f"{one.name} {size(one.used)}{most}"
+
+
+def size(count: float) -> str:
+    """A size that a person can take in at a glance."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -22,7 +22,7 @@ from ponyswarm.cli import (
     print_json,
 )
 from ponyswarm.cli.opening import node_is_running, running_status
-from ponyswarm.cli.plain import harmless
+from ponyswarm.cli.plain import harmless, room, size
 from ponyswarm.cli.tables import console, print_matrix, verdict_text
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
@@ -432,8 +432,10 @@ def status(home: Home, as_json: bool) -> None:
     out.print(f"  peers     {len(now.peers)}")
     for peer in now.peers:
         out.print(f"            {peer.peer}  {peer.address}", style="dim")
-    out.print(f"  ledger    {now.entries} entries, blobs {config.format_size(now.blob_bytes)}")
-    out.print(f"  since it started: {now.runs} runs, {now.tests} tests")
+    out.print(f"  ledger    {now.entries} entries")
+    out.print(f"  given     {now.today_runs} runs, {now.today_tests} tests today")
+    out.print(f"  disk      {', '.join(map(room, now.disk))}; {size(now.disk_free)} free")
+    out.print(f"  queue     {now.waiting} cells that this machine could run next")
     for project in now.projects:
         word = "trusted" if project.trusted else "followed"
         out.print(

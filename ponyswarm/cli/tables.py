@@ -27,9 +27,15 @@ _LOOKS = {
 }
 
 
+# As wide as any table of ours: what goes into a pipe is never wrapped or cut.
+PIPE_WIDTH = 2_000
+
+
 def console() -> Console:
     """Plain text into a pipe, colours on a terminal, none with NO_COLOR."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    if sys.stdout.isatty():
+        return Console(file=sys.stdout, highlight=False)
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=PIPE_WIDTH)
 
 
 def verdict_text(finding: Finding) -> str:

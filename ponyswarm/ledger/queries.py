@@ -328,6 +328,24 @@ class Reader:
         )
         return int(arrival)
 
+    def given_since(self, author: bytes, since: int) -> tuple[int, int]:
+        """(runs, tests) that an author's results from a time on tell of."""
+        runs = tests = 0
+        for (feed,) in self._db.execute(
+            "SELECT feed FROM feed JOIN author USING (author) WHERE key = ?", (author,)
+        ).fetchall():
+            # Times never fall within a feed, so its end is all that need be read.
+            for time, total in self._db.execute(
+                "SELECT time, total FROM entry LEFT JOIN result USING (arrival)"
+                " WHERE feed = ? ORDER BY seq DESC",
+                (feed,),
+            ):
+                if time < since:
+                    break
+                runs += total is not None
+                tests += total or 0
+        return runs, tests
+
     # --- results ---------------------------------------------------------------------------
 
     def forked(self, project: bytes, state: ProjectState | None = None) -> frozenset[bytes]:

@@ -252,6 +252,18 @@ class Protocol:
         found = self._jobs.get(job)
         return None if found is None else found.points.get(cell)
 
+    def waiting(self, now: int) -> int:
+        """How many cells this node could run next: open, allowed here, and nobody's yet."""
+        offer = self._offer(now)
+        if offer is None:
+            return 0
+        return sum(
+            fits(cell, offer)
+            for project, known in self._projects.items()
+            if known.trusted
+            for cell in self._open_cells(project, now)
+        )
+
     def why_idle(self, now: int) -> dict[bytes, str]:
         """For each open job that this node does not serve: why, in words for its owner."""
         reasons: dict[bytes, str] = {}
