@@ -6,6 +6,7 @@ fence is still needed: when it fails, the fence can go.
 
 import gc
 import logging
+import struct
 from collections import defaultdict
 from contextlib import asynccontextmanager
 
@@ -142,6 +143,22 @@ async def impostor(alice):
     host = bare_host(mallory, sec_opt={PLAINTEXT_PROTOCOL_ID: InsecureTransport(lie)})
     async with running(host, listen=False):
         yield host
+
+
+def test_streams_that_come_too_fast_wait_for_their_turn_and_none_is_lost():
+    limits = NetworkLimits(stream_rate=20, stream_burst=5)
+
+    async def body():
+        async with node(limits=limits) as victim, attacker_of(victim.address) as attacker:
+            began = trio.current_time()
+            for number in range(25):
+                stream = await attacker.stream("/echo/1")
+                await stream.write(struct.pack("!I", 1) + bytes([number]))
+                assert await stream.read(5) == struct.pack("!I", 1) + bytes([number])
+            assert trio.current_time() - began >= 0.9
+            assert not victim.refused["too-many-streams"]
+
+    run(body)
 
 
 def test_plaintext_impersonates_at_a_bare_host_only():
@@ -680,6 +697,7 @@ def test_token_bucket():
     assert [bucket.take(1, 0) for _ in range(5)] == [True] * 4 + [False]
     assert [bucket.take(1, 1) for _ in range(3)] == [True, True, False]
     assert bucket.take(4, 100)
+    assert [bucket.queue(1, 101) for _ in range(4)] == [0, 0, 0.5, 1]
 
 
 def test_scores_fade_and_bans_end():

@@ -20,8 +20,8 @@ class NetworkLimits:
     connections_per_peer: int = 3
     handshake_timeout: float = 5.0
     streams_per_peer: int = 64  # open at once, opened by the peer
-    stream_rate: float = 50.0  # new ones a second
-    stream_burst: float = 200.0
+    stream_rate: float = 50.0  # new ones a second; more wait for their turn
+    stream_burst: float = 30.0
     window: int = 1024 * 1024  # bytes a peer may send ahead of our reading, a stream
     stall: float = 30.0  # a writer waits this long for a reader
     liveness_interval: float = 10.0
@@ -48,12 +48,22 @@ class TokenBucket:
         self._rate, self._burst, self._tokens, self._at = rate, burst, burst, now
 
     def take(self, cost: float, now: float) -> bool:
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now
+        """Whether there were enough, which are then gone."""
+        self._fill(now)
         if self._tokens < cost:
             return False
         self._tokens -= cost
         return True
+
+    def queue(self, cost: float, now: float) -> float:
+        """Take them in any case; how many seconds to wait until they are there."""
+        self._fill(now)
+        self._tokens -= cost
+        return max(0.0, -self._tokens / self._rate)
+
+    def _fill(self, now: float) -> None:
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
 
 
 class Doorkeeper:

@@ -148,7 +148,9 @@ class FencedYamux(Yamux):  # type: ignore[misc]
     """A Yamux connection that bounds what its peer can open, send and leave hanging.
 
     - A peer may open streams without limit (3,000 cost 3,000 tasks and 30 MB):
-      more than ``streams_per_peer``, or faster than ``stream_rate``, are reset.
+      more than ``streams_per_peer`` at once are reset. Each costs some milliseconds of
+      negotiation, so those that come faster than ``stream_rate`` wait for their turn, and
+      with them whatever else this peer sends: others' requests are answered in between.
     - A frame of up to 16 MB is read into memory for any stream, known or not.
     - A stream that one side has closed and the other never does stays forever.
     - A peer that hangs (a stopped process, a pulled cable) is never noticed. The
@@ -195,9 +197,8 @@ class FencedYamux(Yamux):  # type: ignore[misc]
         while True:
             stream = await super().accept_stream()
             theirs = sum(1 for known in self.streams.values() if not known.is_initiator)
-            if theirs <= self._limits.streams_per_peer and self._bucket.take(
-                1, trio.current_time()
-            ):
+            if theirs <= self._limits.streams_per_peer:
+                await trio.sleep(self._bucket.queue(1, trio.current_time()))
                 return stream
             self._referee.refuse("too-many-streams", peer_key(self.peer_id), 0.5)
             await stream.reset()
