@@ -13,6 +13,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 _RELATIONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -49,11 +50,13 @@ class Row:
         return {**asdict(self), "ratio": self.ratio, "met": self.met is not False}
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The two options that every benchmark has."""
+def arguments(description: str, home: str = "") -> argparse.Namespace:
+    """The two options that every benchmark has, and ``--home`` where that is described."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="end within 50 seconds")
     parser.add_argument("--json", action="store_true", help="print one JSON object, last")
+    if home:
+        parser.add_argument("--home", type=Path, help=home)
     return parser.parse_args()
 
 

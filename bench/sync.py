@@ -18,8 +18,8 @@ from pathlib import Path
 
 import trio
 
-from bench.ledger import LATER, World, outcome
 from bench.report import Row, main
+from bench.world import LATER, World, outcome
 from ponyswarm import codec
 from ponyswarm.codec import ZERO, check_segment, decode_frame
 from ponyswarm.keys import SecretKey
