@@ -23,6 +23,7 @@ import msgspec
 from ponyswarm.errors import PeerError
 from ponyswarm.keys import SecretKey, verify
 from ponyswarm.messages import (
+    DROPPABLE,
     KIND_OF,
     PAYLOAD_TYPES,
     Cell,
@@ -49,6 +50,8 @@ MAX_GOSSIP = 16_384
 MAX_SEQ = (1 << 63) - 1  # What SQLite's integers hold.
 MAX_BLOB_EXPANDED = 64 << 20
 ZERO = bytes(32)
+# In a packed segment, what is added to the length of a payload that is not there.
+_BARE = MAX_PAYLOAD + 1
 
 _HEADER = struct.Struct(">BBHI32s32s8sQ32sQ32s")
 _ENTRY_DOMAIN = b"ponyswarm/entry/v1\0"
@@ -199,6 +202,17 @@ def decode_frame(frame: bytes) -> Entry:
     )
 
 
+def decode_kept(frame: bytes) -> Entry:
+    """An entry as a ledger keeps it: a frame (`decode_frame`), or one whose payload is gone."""
+    if len(frame) != PAYLOAD_OFFSET:
+        return decode_frame(frame)
+    header = unpack_header(frame)
+    if header.kind not in DROPPABLE:
+        raise PeerError("bad-frame", "an entry of this kind is kept whole")
+    raw = frame[:HEADER_SIZE]
+    return Entry(header, entry_id(raw), frame[HEADER_SIZE:], bytes(frame))
+
+
 def _read_payload(kind: int, payload: bytes) -> Payload | None:
     """What a payload says when it is a known kind in its shortest form, the usual case.
 
@@ -233,11 +247,11 @@ def decode_entry(frame: bytes) -> Entry:
 
 
 def decode_payload(entry: Entry) -> Payload | None:
-    """What the entry says; None for a kind this version does not know.
+    """What the entry says; None for a kind this version does not know, and for a bare entry.
 
     Raises `PeerError` ("bad-payload") when a known kind is out of its bounds.
     """
-    if entry.said is not None or entry.header.kind not in PAYLOAD_TYPES:
+    if entry.said is not None or entry.header.kind not in PAYLOAD_TYPES or entry.is_bare:
         return entry.said
     type_ = PAYLOAD_TYPES[Kind(entry.header.kind)]
     return convert(unpack(entry.payload), type_, "bad-payload")
@@ -345,7 +359,8 @@ def pack_segment(frames: Sequence[bytes]) -> bytes:
     """Consecutive frames of one feed without what follows from their context.
 
     Left out are author, project, nonce, seq and prev of all but the first, and every
-    payload hash; what is alike stands together, so that it is compressed well.
+    payload hash; what is alike stands together, so that it is compressed well. A frame may
+    be bare (`decode_kept`): its payload's hash goes in place of the payload.
     """
     first = unpack_header(frames[0])
     genesis = first.project == ZERO
@@ -360,10 +375,13 @@ def pack_segment(frames: Sequence[bytes]) -> bytes:
     before = 0
     for frame in frames:
         time = int.from_bytes(frame[120:128], "big")
-        parts.append(frame[1:2] + varint(len(frame) - PAYLOAD_OFFSET) + varint(time - before))
+        length = len(frame) - PAYLOAD_OFFSET
+        if not length:
+            length = int.from_bytes(frame[4:8], "big") + _BARE
+        parts.append(frame[1:2] + varint(length) + varint(time - before))
         before = time
     parts += [frame[HEADER_SIZE:PAYLOAD_OFFSET] for frame in frames]
-    parts += [frame[PAYLOAD_OFFSET:] for frame in frames]
+    parts += [frame[PAYLOAD_OFFSET:] or frame[128:160] for frame in frames]
     return b"".join(parts)
 
 
@@ -388,22 +406,32 @@ def unpack_segment(cursor: Cursor, project: bytes, most: int) -> list[Entry]:
     for _ in range(count):
         kind, length = cursor.byte(), number()
         time += number()
-        if length > MAX_PAYLOAD or time > MAX_SEQ or (genesis and kind != Kind.PROJECT):
+        bare = length - _BARE
+        if bare >= 0 and kind not in DROPPABLE:
+            raise PeerError("bad-frame", "an entry of this kind is kept whole")
+        if (
+            (length > MAX_PAYLOAD and not 0 <= bare <= MAX_PAYLOAD)
+            or time > MAX_SEQ
+            or (genesis and kind != Kind.PROJECT)
+        ):
             raise PeerError("bad-frame", "a header out of rule")
         rows.append((kind, length, time))
     signatures = cursor.take(SIGNATURE_SIZE * count)
     named = ZERO if genesis else project
     entries = []
     for at, (kind, length, time) in enumerate(rows):
-        payload = cursor.take(length)
-        digest = hashlib.sha256(payload).digest()
+        if length <= MAX_PAYLOAD:
+            payload = cursor.take(length)
+            digest = hashlib.sha256(payload).digest()
+            said = _read_payload(kind, payload)
+        else:
+            payload, digest, said, length = b"", cursor.take(32), None, length - _BARE
         raw = _HEADER.pack(
             VERSION, kind, 0, length, author, named, nonce, seq + at, prev, time, digest
         )
         id_ = entry_id(raw)
         signature = signatures[SIGNATURE_SIZE * at : SIGNATURE_SIZE * (at + 1)]
         header = Header(kind, length, author, named, nonce, seq + at, prev, time, digest)
-        said = _read_payload(kind, payload)
         entries.append(Entry(header, id_, signature, raw + signature + payload, said))
         prev = id_
     return entries

@@ -589,9 +589,10 @@ cache = 10 GiB
 [retention]
 # Files of jobs and outcomes go after so long, sooner when 'blobs' above is nearly reached:
 # first those of passing runs, last those of failing runs and of each project's latest job.
-# The ledger itself is never dropped, and a file that is wanted again is fetched again.
+# Old results lose their details (sooner when 'ledger' above is nearly reached); headers,
+# signatures and verdicts stay. What is wanted again is fetched again from who has it.
 keep = 90 d
-# yes keeps every file for ever, whatever 'blobs' says.
+# yes keeps all of it for ever, and gets back what others dropped.
 archive = no
 
 [trust]

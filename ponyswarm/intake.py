@@ -22,6 +22,7 @@ from ponyswarm.keeping import Keeping
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import (
     Accept,
+    Completed,
     Diverges,
     Duplicate,
     Early,
@@ -176,7 +177,7 @@ class Intake:
         new = 0
         for entry, judgement in zip(entries, judgements, strict=True):
             match judgement:
-                case Accept():
+                case Accept() | Completed():
                     new += 1
                     effects += self._taken(entry, decode_payload(entry), peer, now)
                 case Gap() | Diverges():

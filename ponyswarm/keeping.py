@@ -1,8 +1,8 @@
 """What this node keeps of others' files, and for how long: the shell around `ledger.retention`.
 
 It notes in the ledger what each blob that comes is for, feeds the messages of failed tests
-to the full-text index, and drops what `retention.victims` names. Entries and the journal
-stay. What is dropped is fetched again when it is needed.
+to the full-text index, and drops what `retention` names: blobs, and payloads of old results.
+The rest of each entry and the journal stay. What is dropped can be fetched again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,21 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ponyswarm.codec import decode_tests
+from ponyswarm.codec import decode_payload, decode_tests
 from ponyswarm.errors import InfraError, PeerError
-from ponyswarm.ledger.retention import FULL, Held, victims
+from ponyswarm.ledger.retention import (
+    FULL,
+    MOST_PRESSURE,
+    ROOMY,
+    Held,
+    is_spent,
+    payload_age,
+    victims,
+)
 from ponyswarm.messages import BAD_STATUSES, Announce, Blob, Entry, Payload, Result
 
 if TYPE_CHECKING:
+    from ponyswarm.ledger.payloads import JobEnd
     from ponyswarm.ledger.store import Store
     from ponyswarm.p2p.blobs import BlobStore
 
@@ -36,6 +45,11 @@ MAX_FAILURES = 200
 MAX_MESSAGE = 2_000
 
 
+# Entries that are looked at together, some ten milliseconds, and how often in one sweep.
+STRETCH = 1_000
+STRETCHES_A_SWEEP = 20
+
+
 @dataclass(frozen=True, slots=True)
 class _Use:
     role: str
@@ -48,11 +62,15 @@ class Keeping:
     """``budget`` is in bytes; ``keep_ms`` None keeps everything, whatever its age and size."""
 
     def __init__(self, store: Store, blobs: BlobStore, *, budget: int, keep_ms: int | None) -> None:
+        self._store = store
         self._notes = store.notes
         self._blobs = blobs
         self._budget = budget
         self._keep_ms = keep_ms
         self._expected: OrderedDict[bytes, _Use] = OrderedDict()
+        # Where the round over the entries is, and how hard the ledger's limit presses.
+        self._after = 0
+        self._pressure = 0
         if keep_ms is not None:
             blobs.make_room = self._make_room
 
@@ -110,6 +128,58 @@ class Keeping:
         ]
         self._drop(victims(found, budget=self._budget, keep_ms=self._keep_ms, now=now))
         self._notes.forget_messages(now - self._keep_ms)
+        await self._sweep_payloads(now, self._keep_ms)
+
+    def payloads_since(self, now: int) -> int:
+        """From which time on all entries should have their payloads here."""
+        return 0 if self._keep_ms is None else now - payload_age(self._keep_ms, self._pressure)
+
+    async def _sweep_payloads(self, now: int, keep_ms: int) -> None:
+        """Drop payloads of old results, some entries at a time; of all while space is short."""
+        dropped, turn = 0, 0
+        jobs: dict[bytes, JobEnd] = {}
+        while True:
+            fullness = self._store.fullness
+            start = self._after
+            self._after, entries = self._store.payloads.stretch(start, STRETCH)
+            gone = {e.id for e in entries if self._is_spent(e, jobs, now, keep_ms)}
+            if gone:
+                self._store.payloads.drop(start, self._after, gone)
+                dropped += len(gone)
+            turn += 1
+            if self._after == start:
+                # The round is over.
+                self._after = 0
+                self._pressure = self._next_pressure(fullness)
+                if not self._pressure:
+                    break
+            if fullness <= FULL and turn >= STRETCHES_A_SWEEP:
+                break
+            await trio.lowlevel.checkpoint()
+        if dropped:
+            log.info("dropped the payloads of %d old results; their headers stay", dropped)
+
+    def _is_spent(self, entry: Entry, jobs: dict[bytes, JobEnd], now: int, keep_ms: int) -> bool:
+        payload = decode_payload(entry)
+        if not isinstance(payload, Result):
+            return False
+        if payload.job not in jobs:
+            jobs[payload.job] = self._store.payloads.job(payload.job)
+        job = jobs[payload.job]
+        return is_spent(
+            age=now - entry.header.time,
+            failing=_is_failing(payload),
+            over=job.expires <= now,
+            latest=job.latest,
+            keep_ms=keep_ms,
+            pressure=self._pressure,
+        )
+
+    def _next_pressure(self, fullness: float) -> int:
+        if fullness > FULL:
+            # A round that was as hard as can be is the last one of this sweep.
+            return 0 if self._pressure == MOST_PRESSURE else self._pressure + 1
+        return self._pressure if fullness > ROOMY else 0
 
     def _make_room(self, size: int) -> None:
         """Now, for a blob of this size: of what is noted, the least missed goes."""
@@ -127,6 +197,10 @@ class Keeping:
             self._notes.drop_blobs([blob.hash for blob in dropped])
 
 
+def _is_failing(result: Result) -> bool:
+    return result.state == "broken" or any(result.counts.get(bad, 0) for bad in BAD_STATUSES)
+
+
 def _uses(entry: Entry, payload: Payload | None) -> Iterable[tuple[bytes, _Use]]:
     match payload:
         case Announce():
@@ -134,9 +208,7 @@ def _uses(entry: Entry, payload: Payload | None) -> Iterable[tuple[bytes, _Use]]
             if payload.locks is not None:
                 yield payload.locks, _Use("locks", entry.id, False, None)
         case Result():
-            failing = payload.state == "broken" or any(
-                payload.counts.get(status, 0) for status in BAD_STATUSES
-            )
+            failing = _is_failing(payload)
             if payload.tests is not None:
                 yield payload.tests.hash, _Use("tests", payload.job, failing, entry.id)
             if payload.log is not None:

@@ -383,6 +383,9 @@ PAYLOAD_TYPES: dict[Kind, type[Payload]] = {
     Kind.ROTATE: Rotate,
     Kind.APPROVE: Approve,
 }
+# Kinds whose payloads a node may drop when they are old; the others direct the swarm.
+DROPPABLE = frozenset({Kind.RESULT})
+
 KIND_OF: dict[type[Payload], Kind] = {type_: kind for kind, type_ in PAYLOAD_TYPES.items()}
 
 
@@ -440,6 +443,11 @@ class Entry(Struct, frozen=True, eq=False, gc=False):
     @property
     def payload(self) -> bytes:
         return self.frame[224:]
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether only header and signature are here: the payload was dropped."""
+        return len(self.frame) == 224
 
     @property
     def feed(self) -> FeedRef:

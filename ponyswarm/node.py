@@ -325,7 +325,13 @@ class Node:
         """Drop what is too old or too much, now and every few minutes."""
         while True:
             await trio.sleep(KEEP_EVERY)
-            await self._keeping.sweep(now_ms())
+            now = now_ms()
+            await self._keeping.sweep(now)
+            # What a shorter setting dropped before, or what a peer kept from us.
+            since = self._keeping.payloads_since(now)
+            whole = partial(self.store.whole_frontier, since=since)
+            for project in self.protocol.followed:
+                await self.pulls.complete(project, whole)
 
     async def _kept(self, blob: Blob) -> None:
         await self._keeping.kept(blob, now_ms())

@@ -51,6 +51,7 @@ class Pulls:
         self._check = HeadCheck()
         self._slots = trio.CapacityLimiter(AT_ONCE)
         self._under_way: set[tuple[bytes, bytes]] = set()
+        self._turn = 0
 
     @property
     def idle(self) -> bool:
@@ -70,6 +71,29 @@ class Pulls:
             log.warning("%s", fault)
         finally:
             self._under_way.discard((peer, project))
+
+    async def complete(self, project: bytes, frontier_of: replication.FrontierOf) -> None:
+        """Ask the next peer once more for entries that are here without their payloads.
+
+        ``frontier_of`` says where the first of each feed is (`Store.whole_frontier`).
+        """
+        peers = self._peers()
+        if not peers or frontier_of(project) is None:
+            return
+        self._turn += 1
+        peer = peers[self._turn % len(peers)]
+        try:
+            async with self._slots:
+                with trio.move_on_after(TIMEOUT):
+                    pulled = await replication.pull(
+                        self._open, peer, project, frontier_of, self._take
+                    )
+                    if pulled.new:
+                        log.info("got the payloads of %d entries again", pulled.new)
+        except PeerError as fault:
+            self._refuse(fault.reason, peer)
+        except InfraError as fault:
+            log.warning("%s", fault)
 
     async def pull(self, peer: bytes, project: bytes) -> replication.Pulled:
         """Get what a peer has of a project and we have not. Raises `PeerError`."""

@@ -114,6 +114,11 @@ def export(
     assert proof is not None
     with Reader(home.ledger) as reader:
         entry = find(reader, proof, None if author is None else keys.parse_peer_id(author))
+    if entry.is_bare:
+        raise LocalError(
+            f"the payload of {entry.id.hex()[:16]} was dropped here as old, so it cannot be proved "
+            "from here: a node that runs with --archive gets it back from its peers"
+        )
     with (
         opened(home) as session,
         open_notary(key=session.key, ledger=home.ledger, witness=home.witness) as notary,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ponyswarm.agreement import open_commits
-from ponyswarm.codec import comparable, decode_frame, decode_payload, decode_tests
+from ponyswarm.codec import comparable, decode_kept, decode_payload, decode_tests
 from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.ledger import verdicts
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader
@@ -198,7 +198,7 @@ def flaky(reader: Reader, project: bytes, read: Read) -> FlakyReport:
             " AND (forked_at IS NULL OR entry.seq < forked_at)",
             (project, source, python, services, factors, set_),
         )
-        entries = [decode_frame(frame) for (frame,) in rows]
+        entries = [decode_kept(frame) for (frame,) in rows]
         runs = [
             payload
             for entry in entries

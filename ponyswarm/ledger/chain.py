@@ -35,6 +35,11 @@ class Duplicate:
 
 
 @dataclass(frozen=True, slots=True)
+class Completed:
+    """The entry was held without its payload, and is whole now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """Entries before it are missing: the feed is known up to ``height`` entries."""
 
@@ -67,20 +72,22 @@ class Refused:
     reason: str
 
 
-_ACCEPT, _DUPLICATE = Accept(), Duplicate()
+_ACCEPT, _DUPLICATE, _COMPLETED = Accept(), Duplicate(), Completed()
 
-Judgement = Accept | Duplicate | Gap | Forked | Diverges | Early | Refused
+Judgement = Accept | Duplicate | Completed | Gap | Forked | Diverges | Early | Refused
 
 
-def judge(entry: Entry, head: Head | None, held: bytes | None, now: int) -> Judgement:
+def judge(entry: Entry, head: Head | None, held: Entry | None, now: int) -> Judgement:
     """What an authentic ``entry`` is to its feed.
 
-    ``head`` is the feed's last entry here, None when the feed is unknown; ``held`` is the
-    id held at the entry's own seq, None when there is none; ``now`` is in milliseconds.
+    ``head`` is the feed's last entry here, None when the feed is unknown; ``held`` is what
+    is held at the entry's own seq, None when there is none; ``now`` is in milliseconds.
     """
     header = entry.header
     if held is not None:
-        return _DUPLICATE if held == entry.id else Forked(header.seq)
+        if held.id != entry.id:
+            return Forked(header.seq)
+        return _COMPLETED if held.is_bare and not entry.is_bare else _DUPLICATE
     height = 0 if head is None else head.seq + 1
     if header.seq > height:
         return Gap(height)

@@ -12,14 +12,15 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from ponyswarm.codec import decode_frame, is_authentic
+from ponyswarm.codec import decode_kept, is_authentic
 
 MAGIC = b"ponyswarm/frames/1\n"
 
 
 def frames(ledger: Path, project: bytes | None = None) -> Iterator[bytes]:
-    """The frames of a ledger or of one project. One whose own signature does not hold ends
-    its feed here: a reader of the file could not tell that a later one stands for it.
+    """The frames of a ledger or of one project. One whose own signature does not hold, or
+    whose payload was dropped, ends its feed here: a reader of the file could not tell that a
+    later one stands for it.
     """
     db = sqlite3.connect(f"{ledger.absolute().as_uri()}?mode=ro", uri=True)
     try:
@@ -31,7 +32,8 @@ def frames(ledger: Path, project: bytes | None = None) -> Iterator[bytes]:
         ):
             if feed in ended:
                 continue
-            if not is_authentic(decode_frame(frame)):
+            entry = decode_kept(frame)
+            if entry.is_bare or not is_authentic(entry):
                 ended.add(feed)
                 continue
             yield frame

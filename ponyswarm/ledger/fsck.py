@@ -27,10 +27,11 @@ import anyio
 import trio
 from anyio import to_process
 
-from ponyswarm.codec import SignedHeader, decode_frame, decode_payload, decode_signed_header
+from ponyswarm.codec import SignedHeader, decode_kept, decode_payload, decode_signed_header
 from ponyswarm.codec import is_authentic as holds_own
 from ponyswarm.errors import InfraError, LocalError, PeerError
 from ponyswarm.ledger.database import SCHEMA, SCHEMA_VERSION, Auth, id_prefix
+from ponyswarm.ledger.proofs import TREE_SCHEMA, Tree
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Entry, FeedRef
 
@@ -106,7 +107,7 @@ def look(frames: Sequence[bytes]) -> list[tuple[str, bool]]:
     found = []
     for frame in frames:
         try:
-            entry = decode_frame(frame)
+            entry = decode_kept(frame)
             decode_payload(entry)
         except PeerError as fault:
             found.append((str(fault), False))
@@ -157,6 +158,8 @@ def _examine(
         halves = list(_evidence(db, report))
         rebuilt.restore_evidence(halves)
         trio.run(_entries, db, rebuilt, report, progress)
+        _carry_runs(db, rebuilt, report)
+        _tree(copy, db, report)
         with closing(sqlite3.connect(f"{rebuilt.path.as_uri()}?mode=ro", uri=True)) as good:
             good.text_factory = db.text_factory
             _compare(db, good, report)
@@ -176,7 +179,10 @@ def _structure(db: sqlite3.Connection, report: Report) -> None:
         with closing(sqlite3.connect(":memory:")) as model:
             model.executescript(SCHEMA)
             wanted = set(model.execute(listing))
-        found = set(db.execute(listing))
+            model.executescript(TREE_SCHEMA)
+            also = set(model.execute(listing)) - wanted
+        # A ledger has the tree's tables once checkpoints were made of it.
+        found = set(db.execute(listing)) - also
         for kind, name, *_ in sorted(wanted - found):
             report.fault(f"the {kind} {name!r} is missing or altered")
         for kind, name, *_ in sorted(found - wanted, key=str):
@@ -304,7 +310,7 @@ async def _entries(
                     report.fault(f"{name}: {wrong}")
                     report.dropped += 1
                     continue
-                entry = decode_frame(row.frame)
+                entry = decode_kept(row.frame)
                 header, place = entry.header, (entry.namespace, entry.feed)
                 if row.columns != (
                     header.seq, header.kind, header.time, id_prefix(entry.id), entry.id
@@ -372,6 +378,50 @@ def _explained(there: tuple[object, ...] | None, wanted: tuple[object, ...] | No
 
 def _width(db: sqlite3.Connection, query: str) -> int:
     return len(db.execute(f"SELECT * FROM ({query}) LIMIT 0").description)
+
+
+def _carry_runs(db: sqlite3.Connection, rebuilt: Store, report: Report) -> None:
+    """Take along what was derived from payloads that were dropped: nothing can tell it again."""
+    try:
+        runs = db.execute(
+            "SELECT entry.id, o.digest, o.state, o.reason, o.passed, o.failed, o.skipped, o.total,"
+            " t.job, t.cell, e.text, e.comparable, seconds FROM run JOIN entry USING (arrival)"
+            " JOIN target AS t USING (target) JOIN outcome AS o USING (outcome)"
+            " JOIN environment AS e USING (environment) WHERE length(frame) = 224"
+        ).fetchall()
+        failures = db.execute(
+            "SELECT entry.id, job, cell, test, message FROM failure JOIN entry USING (arrival)"
+            " WHERE length(frame) = 224"
+        ).fetchall()
+        openings = db.execute(
+            "SELECT entry.id, job, cell, opens, seen FROM opening JOIN entry USING (arrival)"
+            " WHERE length(frame) = 224"
+        ).fetchall()
+        rebuilt.restore_runs(runs, failures, openings)
+    except (*_UNREADABLE, InfraError) as fault:
+        report.fault(f"results whose payloads were dropped cannot be read ({fault})")
+
+
+def _tree(copy: Path, db: sqlite3.Connection, report: Report) -> None:
+    """Make the Merkle tree anew and compare. A repaired ledger has none: a node makes it."""
+    blocks = "SELECT position, first, last, hash FROM tree_block ORDER BY position"
+    nodes = "SELECT level, position, hash FROM tree_node"
+    try:
+        if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'tree_block'").fetchone():
+            return
+        stored, inner = db.execute(blocks).fetchall(), set(db.execute(nodes))
+        tree = Tree(copy)
+        try:
+            tree.clear()
+            while not tree.grow():
+                pass
+        finally:
+            tree.close()
+        made = db.execute(blocks).fetchall()[: len(stored)]
+        if stored != made or not inner <= set(db.execute(nodes)):
+            report.fault("the Merkle tree does not fit the entries")
+    except (*_UNREADABLE, InfraError) as fault:
+        report.fault(f"the Merkle tree cannot be read ({fault})")
 
 
 def _carry_over(db: sqlite3.Connection, rebuilt: Store) -> None:

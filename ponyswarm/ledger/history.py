@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ponyswarm.codec import decode_frame, decode_payload
+from ponyswarm.codec import decode_kept, decode_payload
 from ponyswarm.ledger.queries import JobRow, Reader
 from ponyswarm.ledger.verdicts import Outcome, Record, agreement_of
 from ponyswarm.messages import Kind, Result
@@ -270,7 +270,7 @@ def latest_runs(
     cells: dict[tuple[bytes, bytes], dict[int, str]] = {}
     for time, arrival, project in heapq.nlargest(most, candidates):
         ((frame,),) = reader.select("SELECT frame FROM entry WHERE arrival = ?", (arrival,))
-        entry = decode_frame(frame)
+        entry = decode_kept(frame)
         result = decode_payload(entry)
         if not isinstance(result, Result):
             continue

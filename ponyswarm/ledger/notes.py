@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 
-from ponyswarm.codec import decode_frame, decode_payload
+from ponyswarm.codec import decode_kept, decode_payload
 from ponyswarm.ledger.database import id_prefix, transaction
 from ponyswarm.ledger.retention import Held
 from ponyswarm.messages import Result
@@ -27,7 +27,7 @@ class Notes:
             "SELECT arrival, frame FROM entry WHERE prefix = ? AND id = ?",
             (id_prefix(result), result),
         ).fetchone()
-        payload = None if row is None else decode_payload(decode_frame(row[1]))
+        payload = None if row is None else decode_payload(decode_kept(row[1]))
         if not isinstance(payload, Result):
             return
         with transaction(self._db):

@@ -38,7 +38,7 @@ KEEP_CHECKPOINTS_MS = 30 * DAY_MS
 # How far ahead of our clock a witness may date what it signs.
 WITNESS_AHEAD = 3600
 
-_TREE_SCHEMA = """
+TREE_SCHEMA = """
 CREATE TABLE IF NOT EXISTS tree_block (
     position INTEGER PRIMARY KEY,
     first INTEGER NOT NULL UNIQUE,
@@ -128,7 +128,7 @@ class Tree:
 
     def __init__(self, path: Path) -> None:
         self._db = connect(path, synchronous="NORMAL")
-        self._db.executescript(_TREE_SCHEMA)
+        self._db.executescript(TREE_SCHEMA)
 
     def close(self) -> None:
         self._db.close()

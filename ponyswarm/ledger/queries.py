@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 from ponyswarm.agreement import Opened, Pairs, Sealed, open_commits
 from ponyswarm.codec import (
     cell_id,
     commitment,
     comparable,
-    decode_frame,
+    decode_kept,
     decode_payload,
     is_authentic,
     unpack_header,
@@ -46,9 +46,11 @@ from ponyswarm.messages import (
     Fork,
     Kind,
     Project,
+    Reason,
     Result,
     Revoke,
     Rotate,
+    Status,
     Vouch,
     Withdraw,
 )
@@ -98,6 +100,8 @@ class ResultRow:
     result: Result
     # Why it counts for nothing under the policy that was asked for; "" when it counts.
     ignored: str = ""
+    # Its payload was dropped here: `result` is what the derived row tells of it.
+    is_bare: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +232,7 @@ class Reader:
             " LIMIT ?",
             (low, high, text.lower(), most),
         )
-        return [decode_frame(frame) for (frame,) in rows]
+        return [decode_kept(frame) for (frame,) in rows]
 
     def cell_results(self, job: bytes, cell: bytes) -> list[Entry]:
         """The entries that hold a cell's results, in the order in which they arrived."""
@@ -237,7 +241,7 @@ class Reader:
             " ORDER BY arrival",
             (job, cell),
         )
-        return [decode_frame(frame) for (frame,) in rows]
+        return [decode_kept(frame) for (frame,) in rows]
 
     # --- projects and jobs ----------------------------------------------------------------
 
@@ -247,7 +251,7 @@ class Reader:
 
     def project(self, id_: bytes) -> ProjectState | None:
         """What the project's record says now, as its undisputed entries here give it."""
-        entries = [decode_frame(frame) for (frame,) in self._db.execute(RIGHTS, (id_,))]
+        entries = [decode_kept(frame) for (frame,) in self._db.execute(RIGHTS, (id_,))]
         return fold((entry, decode_payload(entry)) for entry in entries)
 
     def jobs(
@@ -318,7 +322,7 @@ class Reader:
         for (frame,) in self._db.execute(
             "SELECT frame FROM entry WHERE prefix = ? AND id = ?", (id_prefix(id_), id_)
         ):
-            return decode_frame(frame)
+            return decode_kept(frame)
         return None
 
     def arrival(self, id_: bytes) -> int:
@@ -613,13 +617,14 @@ class Reader:
             " WHERE result.job = ? AND result.cell = ? AND result.digest = ? LIMIT 1",
             (job, cell, digest),
         ).fetchone()
-        payload = None if row is None else decode_payload(decode_frame(row[0]))
+        payload = None if row is None else decode_payload(decode_kept(row[0]))
         return payload if isinstance(payload, Result) else None
 
     def _results(self, job: bytes, only: bytes | None) -> list[tuple[bytes, ResultRow]]:
         rows = self._db.execute(
             "SELECT result.cell, author.key, entry.frame, environment.text,"
-            " feed.forked_at IS NOT NULL AND entry.seq >= feed.forked_at"
+            " feed.forked_at IS NOT NULL AND entry.seq >= feed.forked_at,"
+            " state, reason, passed, failed, skipped, digest, seconds"
             " FROM result JOIN author ON author.author = result.author"
             " JOIN environment ON environment.environment = result.environment"
             " JOIN entry USING (arrival) JOIN feed USING (feed)"
@@ -628,9 +633,9 @@ class Reader:
             (job, only),
         )
         found = []
-        for cell, author, frame, environment, disputed in rows:
-            entry = decode_frame(frame)
-            result = decode_payload(entry)
+        for cell, author, frame, environment, disputed, *row in rows:
+            entry = decode_kept(frame)
+            result = _left_of(job, cell, *row) if entry.is_bare else decode_payload(entry)
             assert isinstance(result, Result)
             counts = {str(status): count for status, count in result.counts.items()}
             found.append(
@@ -651,6 +656,7 @@ class Reader:
                         disputed=bool(disputed),
                         time=entry.header.time,
                         result=result,
+                        is_bare=entry.is_bare,
                     ),
                 )
             )
@@ -692,7 +698,7 @@ class Reader:
                 for arrival in arrivals
             ]
         return [
-            _log_row(arrival, decode_frame(frame), name, bool(disputed))
+            _log_row(arrival, decode_kept(frame), name, bool(disputed))
             for arrival, frame, name, disputed in rows
         ]
 
@@ -717,7 +723,7 @@ class Reader:
                 progress(done)
             name = f"entry {arrival}"
             try:
-                entry = decode_frame(frame)
+                entry = decode_kept(frame)
             except PeerError as fault:
                 faults.append(f"{name}: {fault}")
                 heads.pop(feed, None)
@@ -742,11 +748,11 @@ class Reader:
         faults = []
         for arrival, frame, state, total, failed, digest in self._db.execute(
             "SELECT entry.arrival, entry.frame, result.state, total, failed, digest FROM entry"
-            " LEFT JOIN result USING (arrival) WHERE entry.kind = ?",
+            " LEFT JOIN result USING (arrival) WHERE entry.kind = ? AND length(frame) > 224",
             (Kind.RESULT,),
         ):
             try:
-                payload = decode_payload(decode_frame(frame))
+                payload = decode_payload(decode_kept(frame))
             except PeerError:
                 continue
             assert isinstance(payload, Result)
@@ -783,6 +789,7 @@ def _explained(
             why = "your policy leaves its key out"
         else:
             why = ""
+        if not why and not row.is_bare:
             result = row.result
             nonce, digest = result.nonce, result.digest
             counted.append(len(found))
@@ -803,6 +810,31 @@ def _explained(
         row = found[counted[place]]
         found[counted[place]] = replace(row, ignored="it is not what its author committed to")
     return tuple(found)
+
+
+def _left_of(
+    job: bytes,
+    cell: bytes,
+    state: Literal["completed", "broken"],
+    reason: str | None,
+    passed: int,
+    failed: int,
+    skipped: int,
+    digest: bytes,
+    seconds: float,
+) -> Result:
+    """What is known still of a result whose payload was dropped here."""
+    return Result(
+        job=job,
+        cell=cell,
+        state=state,
+        reason=None if reason is None else Reason(reason),
+        detail="its details were dropped here as old; 'ponyswarm node --archive' gets them back",
+        counts={Status.PASSED: passed, Status.FAILED: failed, Status.SKIPPED: skipped},
+        digest=digest,
+        started=0,
+        seconds=seconds,
+    )
 
 
 def _id(heads: dict[int, Head], feed: int) -> bytes:

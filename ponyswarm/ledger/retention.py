@@ -1,9 +1,10 @@
-"""Which blobs go when they are old or when space is short: pure, candidates in, victims out.
+"""What goes when it is old or when space is short: pure, candidates in, victims out.
 
-Entries and the journal are never dropped; only blobs are, for whoever still has one gives
-it back. The order says what is missed least: first what nobody can name a use for, then
-outputs and lists of passing runs, then sources of jobs that are over, the outputs of
-failing runs, the latest job of each project, and what open jobs need to run at all.
+Of blobs, for whoever still has one gives it back, in an order that says what is missed
+least: first what nobody can name a use for, then outputs and lists of passing runs, then
+sources of jobs that are over, the outputs of failing runs, the latest job of each project,
+and what open jobs need to run at all. Of entries, the payloads of old results; headers,
+signatures and the journal are never dropped.
 """
 
 from __future__ import annotations
@@ -66,3 +67,27 @@ def victims(blobs: Iterable[Held], *, budget: int, keep_ms: int, now: int) -> li
                 gone.append(blob)
                 left -= blob.size
     return gone
+
+
+# Payloads of results that failed or broke are kept so much longer than those that passed.
+FAILING_LONGER = 4
+# Times that the age for payloads is halved at most, while the ledger is too large.
+MOST_PRESSURE = 12
+
+
+def payload_age(keep_ms: int, pressure: int) -> int:
+    """How old a result becomes before its payload goes (milliseconds).
+
+    ``pressure`` rises while the ledger is near its limit, and halves it each time.
+    """
+    return keep_ms >> pressure
+
+
+def is_spent(
+    *, age: int, failing: bool, over: bool, latest: bool, keep_ms: int, pressure: int
+) -> bool:
+    """Whether a result's payload goes. ``over``: its job has ended; ``latest``: it is of a
+    project's newest job, which only a ledger that nothing else relieved lets go of.
+    """
+    most = payload_age(keep_ms, pressure) * (FAILING_LONGER if failing else 1)
+    return over and age > most and (not latest or pressure == MOST_PRESSURE)

@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS entry (
 -- where an index over all would have every entry write a page of its own. The statistics below
 -- tell SQLite that "WHERE prefix = ?" may jump from stretch to stretch.
 CREATE INDEX IF NOT EXISTS entry_prefix ON entry (arrival >> 16, prefix);
-CREATE INDEX IF NOT EXISTS entry_bare ON entry (arrival) WHERE length(frame) = 224;
+CREATE INDEX IF NOT EXISTS entry_bare ON entry (time) WHERE length(frame) = 224;
 CREATE INDEX IF NOT EXISTS entry_unchecked ON entry (arrival) WHERE auth = 0;
 -- Entries but results (kind 5), which are most: say "kind != 5" to have it used.
 CREATE INDEX IF NOT EXISTS entry_said ON entry (feed, kind) WHERE kind != 5;

@@ -17,10 +17,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ponyswarm.codec import (
+    PAYLOAD_OFFSET,
     SignedHeader,
     decode_frame,
+    decode_kept,
     decode_payload,
     decode_signed_header,
     is_authentic,
@@ -31,6 +34,7 @@ from ponyswarm.frontier import Frontier
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import (
     Accept,
+    Completed,
     Duplicate,
     Forked,
     Head,
@@ -48,6 +52,7 @@ from ponyswarm.ledger.database import (
     transaction,
 )
 from ponyswarm.ledger.notes import Notes
+from ponyswarm.ledger.payloads import Payloads
 from ponyswarm.ledger.views import Views
 from ponyswarm.matrix import cells
 from ponyswarm.messages import (
@@ -135,6 +140,7 @@ class Store:
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         self._views = Views(self._db)
         self.notes = Notes(self._db)
+        self.payloads = Payloads(self._db)
         self._page_size: int = self._db.execute("PRAGMA page_size").fetchone()[0]
         self._seen_version = -1
         # What the tables say, kept while nobody else writes.
@@ -198,7 +204,7 @@ class Store:
                 if len(self._feeds) > MAX_KEPT_FEEDS:
                     self._feeds.clear()
                 self._arrival = self.count()
-                self._full = self._is_full()
+                self._full = self.fullness > 1
                 yield
                 self._flush()
         except BaseException:
@@ -262,7 +268,7 @@ class Store:
                 accepted = at
                 continue
             match judgement:
-                case Duplicate():
+                case Duplicate() | Completed():
                     pass
                 case Forked() if not self._is_proven(entry):
                     # The signature of one of the two is junk; a later place may prove it.
@@ -297,9 +303,11 @@ class Store:
             head = Head(feed.height - 1, feed.head, feed.head_time)
             if entry.header.seq < feed.height:
                 held = self._held(feed, entry.header.seq)
-        judgement = judge(entry, head, None if held is None else held.id, now)
+        judgement = judge(entry, head, held, now)
         if isinstance(judgement, Accept):
             return self._accept(entry, project, feed, auth)
+        if isinstance(judgement, Completed) and feed is not None:
+            return self._complete(entry, feed, judgement)
         # Only signed headers prove a fork; a link in a chain may have a junk signature.
         if held is not None and held.id != entry.id and is_authentic(held) and is_authentic(entry):
             self._keep_evidence(project, _half(held), _half(entry))
@@ -329,7 +337,7 @@ class Store:
                 f"the ledger lacks entry {seq} of a feed of {feed.height}: it is damaged; "
                 "'ponyswarm fsck --repair' mends it"
             )
-        return decode_frame(row[0])
+        return decode_kept(row[0])
 
     def _accept(self, entry: Entry, project: bytes, feed: _Feed | None, auth: Auth) -> Judgement:
         try:
@@ -361,6 +369,24 @@ class Store:
         self._keep(entry, payload, feed, auth)
         return _ACCEPT
 
+    def _complete(self, entry: Entry, feed: _Feed, judgement: Completed) -> Judgement:
+        """Give an entry that is held bare its payload back, and what is derived from it."""
+        try:
+            payload = decode_payload(entry)
+        except PeerError as fault:
+            return Refused(fault.reason)
+        if self._full:
+            return Refused("ledger-full")
+        place = (feed.feed, entry.header.seq)
+        self._db.execute(
+            "UPDATE entry SET frame = ? WHERE feed = ? AND seq = ?", (entry.frame, *place)
+        )
+        if isinstance(payload, Result):
+            row = "SELECT arrival FROM entry WHERE feed = ? AND seq = ?"
+            arrival = self._db.execute(row, place).fetchone()[0]
+            self._views.restore_result(payload, feed.author, entry.header.author, arrival)
+        return judgement
+
     def _keep(self, entry: Entry, payload: Payload | None, feed: _Feed, auth: Auth) -> None:
         """Write an entry that may stay, and every row that is derived from it."""
         header, project = entry.header, feed.project
@@ -382,7 +408,7 @@ class Store:
         feed.height = header.seq + 1
         feed.head = entry.id
         feed.head_time = header.time
-        feed.size += len(entry.frame)
+        feed.size += PAYLOAD_OFFSET + header.length
         self._touched[feed.feed] = feed
         if isinstance(payload, Result):
             self._views.add_result(payload, feed.author, arrival)
@@ -418,11 +444,14 @@ class Store:
             case _:
                 pass
 
-    def _is_full(self) -> bool:
+    @property
+    def fullness(self) -> float:
+        """The part of the budget that is used; 0 without one. Pages that are free again are not."""
         if self._budget is None:
-            return False
+            return 0.0
         pages = self._db.execute("PRAGMA page_count").fetchone()[0]
-        return bool(pages * self._page_size > self._budget)
+        free = self._db.execute("PRAGMA freelist_count").fetchone()[0]
+        return float((pages - free) * self._page_size / self._budget)
 
     def _open_feed(self, entry: Entry, project: bytes) -> _Feed:
         key, ref = entry.header.author, entry.feed
@@ -525,7 +554,7 @@ class Store:
         for (frame,) in self._db.execute(
             "SELECT frame FROM entry WHERE prefix = ? AND id = ?", (id_prefix(id_), id_)
         ):
-            return decode_frame(frame)
+            return decode_kept(frame)
         return None
 
     def frontier(self, project: bytes) -> dict[FeedRef, FeedMark]:
@@ -552,6 +581,31 @@ class Store:
                 ref = FeedRef(key, nonce, bool(genesis))
                 self._mark(frontier, _Feed(feed, author, project, ref, *facts))
         return self._frontiers[project]
+
+    def whole_frontier(self, project: bytes, since: int) -> Frontier | None:
+        """The frontier as if each feed ended before its first bare entry of a time or later.
+
+        Asking with it brings those entries once more, with their payloads where the peer has
+        them. None when none is bare.
+        """
+        missing = self.payloads.missing(project, since)
+        if not missing:
+            return None
+        frontier = Frontier(dict(self.live_frontier(project).items()))
+        for feed, seq in missing:
+            key, nonce, genesis = self._db.execute(
+                "SELECT key, nonce, genesis FROM feed JOIN author USING (author) WHERE feed = ?",
+                (feed,),
+            ).fetchone()
+            ref = FeedRef(key, nonce, bool(genesis))
+            last = self._db.execute(
+                "SELECT id FROM entry WHERE feed = ? AND seq = ?", (feed, seq - 1)
+            ).fetchone()
+            if last is None:
+                frontier.discard(ref)
+            else:
+                frontier.set(ref, FeedMark(seq, last[0][:8]))
+        return frontier
 
     def _mark(self, frontier: Frontier, feed: _Feed) -> None:
         if feed.forked_at is None:
@@ -595,7 +649,7 @@ class Store:
             " WHERE key = ? AND seq = height - 1",
             (key,),
         )
-        return [decode_frame(frame) for (frame,) in rows]
+        return [decode_kept(frame) for (frame,) in rows]
 
     # --- rebuilding -------------------------------------------------------------------
 
@@ -629,6 +683,41 @@ class Store:
                 project = entry.namespace
                 feed = self._feed(project, entry.feed) or self._open_feed(entry, project)
                 self._keep(entry, decode_payload(entry), feed, auth)
+
+    def restore_runs(
+        self,
+        runs: Sequence[tuple[Any, ...]],
+        failures: Sequence[tuple[Any, ...]],
+        openings: Sequence[tuple[Any, ...]],
+    ) -> None:
+        """Take up what was derived from results whose payloads were dropped.
+
+        ``runs`` are (entry, digest, state, reason, passed, failed, skipped, total, job, cell,
+        environment's text and comparable, seconds); ``failures`` (entry, job, cell, test,
+        message); ``openings`` (entry, job, cell, opens, seen). Those of entries that are not
+        here bare are left out.
+        """
+        bare = {
+            id_: (author, arrival)
+            for id_, author, arrival in self._db.execute(
+                "SELECT id, author, arrival FROM entry JOIN feed USING (feed)"
+                " WHERE length(frame) = 224"
+            )
+        }
+        with self._writing():
+            for id_, *row, seconds in runs:
+                if id_ in bare:
+                    self._views.restore_run(*bare[id_], row, seconds)
+            self._views.restore_openings(
+                [
+                    (job, cell, bare[id_][1], opens, seen)
+                    for id_, job, cell, opens, seen in openings
+                    if id_ in bare
+                ]
+            )
+            self._views.restore_failures(
+                [(bare[id_][1], *row) for id_, *row in failures if id_ in bare]
+            )
 
     def finish_restore(self) -> None:
         """Derive what rests on rights once more, from all that is there."""
@@ -675,7 +764,7 @@ class Store:
             + " AND kind IN (SELECT value FROM json_each(?)) ORDER BY arrival",
             (project, json.dumps(list(kinds))),
         )
-        return [decode_frame(frame) for (frame,) in rows]
+        return [decode_kept(frame) for (frame,) in rows]
 
     def results(self, job: bytes) -> list[Entry]:
         """The entries that hold commits to cells of a job and their results, as they came."""
@@ -685,7 +774,7 @@ class Store:
             " ORDER BY arrival",
             (job,),
         )
-        return [decode_frame(frame) for _, frame in rows]
+        return [decode_kept(frame) for _, frame in rows]
 
     def said(self, job: bytes, cell: bytes) -> list[Entry]:
         """The entries that hold commits to a cell and its results."""
@@ -695,7 +784,7 @@ class Store:
             " WHERE job = ?1 AND cell = ?2",
             (job, cell),
         )
-        return [decode_frame(frame) for (frame,) in rows]
+        return [decode_kept(frame) for (frame,) in rows]
 
     def forked(self, project: bytes) -> frozenset[bytes]:
         """Authors whose results weigh nothing in a project (`forked_authors`)."""

@@ -7,6 +7,8 @@ its transaction, and nobody else writes these tables.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
+from typing import Any
 
 from msgspec import UNSET
 
@@ -202,6 +204,42 @@ class Views:
             ),
         )
 
+    def restore_result(self, result: Result, author: int, key: bytes, arrival: int) -> None:
+        """`add_result` of an entry whose payload was gone; its rows may be here still."""
+        known = self._db.execute(
+            "SELECT 1 FROM target JOIN run USING (target)"
+            " WHERE job = ? AND cell = ? AND author = ? AND arrival = ?",
+            (result.job, result.cell, author, arrival),
+        ).fetchone()
+        if known is None:
+            self.add_result(result, author, arrival)
+            if result.nonce:
+                self.add_opening(result, key, arrival)
+
+    def restore_run(self, author: int, arrival: int, row: Sequence[Any], seconds: float) -> None:
+        """A run as another ledger derived it: outcome (7), target (2) and environment (2)."""
+        said, target, where = tuple(row[:7]), (row[7], row[8]), (row[9], row[10])
+        self._runs.append(
+            (
+                self._target(target),
+                author,
+                arrival,
+                self._outcome(said),
+                self._number(*_ENVIRONMENT, where),
+                seconds,
+            )
+        )
+
+    def restore_openings(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """(job, cell, arrival, opens, seen) as another ledger had them."""
+        self._openings += rows
+
+    def restore_failures(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """(arrival, job, cell, test, message) as another ledger had them."""
+        self._db.executemany(
+            "INSERT INTO failure (arrival, job, cell, test, message) VALUES (?, ?, ?, ?, ?)", rows
+        )
+
     def _target(self, target: tuple[bytes, bytes]) -> int:
         self._targets[target] = number = self._number(
             "INSERT OR IGNORE INTO target (job, cell) VALUES (?, ?)",
@@ -222,11 +260,8 @@ class Views:
         return number
 
     def _environment(self, facts: tuple[object, ...], where: Environment | None) -> int:
-        self._environments[facts] = number = self._number(
-            "INSERT OR IGNORE INTO environment (text, comparable) VALUES (?, ?)",
-            "SELECT environment FROM environment WHERE text = ? AND comparable = ?",
-            (describe(where), comparable(where)),
-        )
+        row = (describe(where), comparable(where))
+        self._environments[facts] = number = self._number(*_ENVIRONMENT, row)
         return number
 
     def _number(self, insert: str, select: str, row: tuple[object, ...]) -> int:
@@ -234,6 +269,11 @@ class Views:
         self._db.execute(insert, row)
         return int(self._db.execute(select, row).fetchone()[0])
 
+
+_ENVIRONMENT = (
+    "INSERT OR IGNORE INTO environment (text, comparable) VALUES (?, ?)",
+    "SELECT environment FROM environment WHERE text = ? AND comparable = ?",
+)
 
 _PASSED, _FAILED, _ERROR = Status.PASSED, Status.FAILED, Status.ERROR
 _SKIPPED = Status.SKIPPED

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from ponyswarm.codec import decode_frame, decode_payload
+from ponyswarm.codec import decode_kept, decode_payload
 from ponyswarm.errors import LocalError
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.messages import Announce, Commit, Fork, Project, Result, Revoke, Vouch, Withdraw
@@ -151,7 +151,7 @@ def look(reader: Reader, last: Look) -> Look:
         "SELECT frame, project FROM entry JOIN feed USING (feed) WHERE arrival > ?",
         (last.arrival,),
     ):
-        entry = decode_frame(frame)
+        entry = decode_kept(frame)
         projects.add(project)
         match decode_payload(entry):
             case Result(job=job) | Commit(job=job) | Withdraw(job=job):

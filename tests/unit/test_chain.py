@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from authors import NOW, Author, digest
 
+from ponyswarm.codec import decode_kept
 from ponyswarm.ledger.chain import (
     FUTURE_MS,
     Accept,
+    Completed,
     Diverges,
     Duplicate,
     Early,
@@ -49,7 +51,7 @@ def test_an_entry_of_the_same_time_is_accepted():
 def test_an_entry_that_is_held_is_a_duplicate():
     author = Author(2)
     first, second = signed(author, "a"), signed(author, "b")
-    assert judge(first, head(second), first.id, LATER) == Duplicate()
+    assert judge(first, head(second), first, LATER) == Duplicate()
 
 
 def test_an_entry_beyond_the_next_is_a_gap():
@@ -59,15 +61,23 @@ def test_an_entry_beyond_the_next_is_a_gap():
     assert judge(third, None, None, LATER) == Gap(0)
 
 
+def test_an_entry_that_is_held_bare_is_completed_by_the_whole_one_and_not_the_reverse():
+    whole = Author(2).result(PROJECT, digest("job"), digest("cell"))
+    bare = decode_kept(whole.frame[:224])
+    assert judge(whole, head(whole), bare, LATER) == Completed()
+    assert judge(bare, head(whole), whole, LATER) == Duplicate()
+    assert judge(bare, head(whole), bare, LATER) == Duplicate()
+
+
 def test_another_entry_at_a_held_place_is_a_fork_wherever_it_is():
     author = Author(2)
     first = signed(author, "a")
     twin = author.branch()
     second, other = signed(author, "b"), signed(twin, "other")
     third = signed(author, "c")
-    assert judge(other, head(second), second.id, LATER) == Forked(1)
-    assert judge(other, head(third), second.id, LATER) == Forked(1)
-    assert judge(signed(Author(2), "z"), head(third), first.id, LATER) == Forked(0)
+    assert judge(other, head(second), second, LATER) == Forked(1)
+    assert judge(other, head(third), second, LATER) == Forked(1)
+    assert judge(signed(Author(2), "z"), head(third), first, LATER) == Forked(0)
 
 
 def test_the_next_of_another_history_diverges():
@@ -90,7 +100,7 @@ def test_a_fork_in_the_future_is_a_fork_already():
     twin = author.branch()
     first = signed(author, "a")
     other = signed(twin, "b", NOW + 10 * FUTURE_MS)
-    assert judge(other, head(first), first.id, NOW) == Forked(0)
+    assert judge(other, head(first), first, NOW) == Forked(0)
 
 
 def test_time_that_falls_is_refused():
