@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import struct
@@ -193,6 +194,9 @@ def kill_once(home: Home, project: bytes, feed: list[Entry], witness: Witness, s
         finally:
             os._exit(0)
     os.close(childs)
+    if chance.random() < 0.8:
+        # It works by then; the others die while they open the home, or soon after.
+        select.select([mine], [], [], 30)
     time.sleep(chance.uniform(0, LONGEST_LIFE))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -333,7 +337,74 @@ def cut_power(folder: Path, cuts: int, chance: random.Random) -> Witness:
     return total
 
 
-# --- both ------------------------------------------------------------------------------------
+# --- what befalls a home -------------------------------------------------------------------
+
+
+def say(home: Home, project: bytes, witness: Witness, chance: random.Random, at: int) -> None:
+    """Publish some entries, with the clock at ``at``."""
+    with opened(home) as session:
+        for number in range(chance.randrange(1, 6)):
+            entry = session.publish(a_result(number), project=project, now=at)
+            witness.hear(b"own " + entry.frame[:160].hex().encode() + b"\n")
+
+
+def restored(home: Home, project: bytes, witness: Witness, chance: random.Random) -> None:
+    """A backup is put back where the home was."""
+    folder = home.ledger.parent
+    backup = folder.with_name("backup")
+    shutil.copytree(folder, backup)
+    say(home, project, witness, chance, now_ms())
+    shutil.rmtree(folder)
+    shutil.copytree(backup, folder)
+    shutil.rmtree(backup)
+
+
+def copied(home: Home, project: bytes, witness: Witness, chance: random.Random) -> None:
+    """A copy of the home is started too."""
+    folder = home.ledger.parent
+    twin = folder.with_name(f"twin{chance.randrange(1 << 30)}")
+    shutil.copytree(folder, twin)
+    say(Home.under(twin), project, witness, chance, now_ms())
+
+
+def without_fence(home: Home, project: bytes, witness: Witness, chance: random.Random) -> None:
+    """The state folder is lost."""
+    shutil.rmtree(home.fence.parent)
+
+
+def set_back(home: Home, project: bytes, witness: Witness, chance: random.Random) -> None:
+    """The clock ran a year ahead, or a day behind, for a while."""
+    ahead = chance.choice((365, -1)) * 86_400_000
+    say(home, project, witness, chance, now_ms() + ahead)
+
+
+MISHAPS = {
+    "backups restored in place": restored,
+    "homes copied and both started": copied,
+    "fences lost": without_fence,
+    "clocks set wrong and back": set_back,
+}
+
+
+def befall(folder: Path, times: int, chance: random.Random) -> list[Row]:
+    """Each mishap some times in the life of a home; never may one place have two entries."""
+    rows = []
+    for name, mishap in MISHAPS.items():
+        witness = Witness()
+        home, project = found(folder / name.replace(" ", "-") / "home")
+        for _ in range(times):
+            say(home, project, witness, chance, now_ms())
+            mishap(home, project, witness, chance)
+            say(home, project, witness, chance, now_ms())
+        feeds = len({place[64:72] for place in witness.own})
+        rows += [
+            Row(f"{times} {name}: feeds, of {len(witness.own)} entries", feeds),
+            Row(f"{times} {name}: places with two entries", witness.forks, goal="< 1"),
+        ]
+    return rows
+
+
+# --- all -------------------------------------------------------------------------------------
 
 
 def measure(quick: bool) -> list[Row]:
@@ -352,6 +423,7 @@ def measure(quick: bool) -> list[Row]:
                 kill_once(home, project, feed, witness, seed + number)
             total.add(witness)
         rows += _rows(f"{kills} SIGKILLs", total)
+        rows += befall(Path(folder), 5 if quick else 25, chance)
         if shutil.which("strace"):
             traced = Path(folder, "traced")
             traced.mkdir()

@@ -422,14 +422,24 @@ class Reader:
         """The tests that the runs of a finding differ on, as far as their entries name them."""
         lists = []
         heard = {*finding.supporters, *finding.dissent, *finding.wavering}
-        for entry in self.cell_results(job, cell):
-            result = decode_payload(entry)
-            if (
-                isinstance(result, Result)
-                and entry.header.author in heard
-                and comparable(result.environment) == finding.comparable
-                and len(result.bad) == _bad_count(result)
-            ):
+        # Equal digests are equal lists: one result of each is read, however many there are.
+        examples = {
+            digest: arrival
+            for digest, key, arrival in self._db.execute(
+                "SELECT digest, key, min(arrival) FROM result"
+                " JOIN environment USING (environment) JOIN author USING (author)"
+                " WHERE job = ? AND cell = ? AND state = 'completed' AND comparable = ?"
+                " GROUP BY author, digest",
+                (job, cell, finding.comparable),
+            )
+            if key in heard
+        }
+        for arrival in examples.values():
+            (frame,) = self._db.execute(
+                "SELECT frame FROM entry WHERE arrival = ?", (arrival,)
+            ).fetchone()
+            result = decode_payload(decode_kept(frame))
+            if isinstance(result, Result) and len(result.bad) == _bad_count(result):
                 lists.append(result.bad)
         return differing(lists)
 
