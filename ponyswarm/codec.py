@@ -60,6 +60,8 @@ _CELL_DOMAIN = b"ponyswarm/cell/v1\0"
 _OUTCOME_DOMAIN = b"ponyswarm/outcome/v1\0"
 _COMMITMENT_DOMAIN = b"ponyswarm/commit/v1\0"
 
+# The head of a map of up to 255 pairs in its long form; below 16 pairs there is a short one.
+_WIDE = b"\xde\x00"
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODERS: dict[int, msgspec.msgpack.Decoder[Payload]] = {
     kind: msgspec.msgpack.Decoder(type_) for kind, type_ in PAYLOAD_TYPES.items()
@@ -224,7 +226,11 @@ def _read_payload(kind: int, payload: bytes) -> Payload | None:
     if decoder is not None:
         try:
             said = decoder.decode(payload)
-            if _ENCODER.encode(said) == payload:
+            again = _ENCODER.encode(said)
+            if again[:2] == _WIDE and again[2] < 16:
+                # The encoder left room for the fields that are unset.
+                again = bytes((0x80 | again[2],)) + again[3:]
+            if again == payload:
                 return said
         except (msgspec.MsgspecError, ValueError, RecursionError):
             pass

@@ -36,7 +36,6 @@ from ponyswarm.ledger.verdicts import (
 )
 from ponyswarm.matrix import cells
 from ponyswarm.messages import (
-    BAD_STATUSES,
     Announce,
     Approve,
     Cell,
@@ -422,11 +421,11 @@ class Reader:
         """The tests that the runs of a finding differ on, as far as their entries name them."""
         lists = []
         heard = {*finding.supporters, *finding.dissent, *finding.wavering}
-        # Equal digests are equal lists: one result of each is read, however many there are.
+        # Equal digests are equal lists: one run of each is looked at, however many there are.
         examples = {
-            digest: arrival
-            for digest, key, arrival in self._db.execute(
-                "SELECT digest, key, min(arrival) FROM result"
+            digest: (arrival, failed)
+            for digest, key, arrival, failed in self._db.execute(
+                "SELECT digest, key, min(arrival), failed FROM result"
                 " JOIN environment USING (environment) JOIN author USING (author)"
                 " WHERE job = ? AND cell = ? AND state = 'completed' AND comparable = ?"
                 " GROUP BY author, digest",
@@ -434,13 +433,11 @@ class Reader:
             )
             if key in heard
         }
-        for arrival in examples.values():
-            (frame,) = self._db.execute(
-                "SELECT frame FROM entry WHERE arrival = ?", (arrival,)
-            ).fetchone()
-            result = decode_payload(decode_kept(frame))
-            if isinstance(result, Result) and len(result.bad) == _bad_count(result):
-                lists.append(result.bad)
+        for arrival, failed in examples.values():
+            rows = self._db.execute("SELECT test FROM failure WHERE arrival = ?", (arrival,))
+            names = [test for (test,) in rows]
+            if len(names) == failed:
+                lists.append(names)
         return differing(lists)
 
     def standing(self, project: bytes, state: ProjectState | None = None) -> Standing:
@@ -772,10 +769,6 @@ class Reader:
             if facts != (state, total, failed, digest):
                 faults.append(f"entry {arrival}: the row in 'result' does not say what it says")
         return faults
-
-
-def _bad_count(result: Result) -> int:
-    return sum(result.counts.get(status, 0) for status in BAD_STATUSES)
 
 
 def _explained(

@@ -609,3 +609,13 @@ def test_fork_entries_fit_in_a_frame():
     other = author.branch()
     proof = fork_of(author.announce(JOB), other.announce(JOB, title="another", expires=FAR))
     assert len(Author(4).sign(proof, JOB).payload) < codec.MAX_PAYLOAD
+
+
+def test_every_message_that_is_signed_here_is_read_the_quick_way():
+    # Reading and writing again must give the very bytes, or each value is looked at in turn.
+    volunteer, root = Author(2), Author(1)
+    genesis = root.project()
+    job = root.announce(genesis.id)
+    run = volunteer.result(genesis.id, job.id, digest("cell"), failed=2)
+    for entry in (genesis, job, run, root.withdraw(genesis.id, job.id)):
+        assert entry.said is not None
