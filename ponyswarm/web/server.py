@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
+import sqlite3
 from collections.abc import Collection
 from functools import partial
 from typing import Any, cast
@@ -13,9 +15,10 @@ import hypercorn.trio
 import trio
 from hypercorn.config import Config
 
-from ponyswarm.errors import LocalError
+from ponyswarm.errors import LocalError, PonySwarmError
 from ponyswarm.web.app import application
 from ponyswarm.web.guard import LOOPBACK
+from ponyswarm.web.pages.front import front
 from ponyswarm.web.site import Site
 
 DEFAULT_PORT = 7640
@@ -66,5 +69,17 @@ async def serve(site: Site, listening: socket.socket, *, names: Collection[str] 
     # Starlette and Hypercorn have different words for the same interface.
     app = cast(Any, application(site, names=names))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(site.tail.run)
+        await nursery.start(site.tail.run)
+        nursery.start_soon(warm, site)
         nursery.start_soon(partial(hypercorn.trio.serve, app, config))
+
+
+async def warm(site: Site) -> None:
+    """Work the front page out before somebody asks: its jobs may have many runs."""
+
+    def work() -> None:
+        with contextlib.suppress(PonySwarmError, sqlite3.Error), site.reading() as reader:
+            front(site, reader, 0)
+
+    # The stubs that libp2p brings for trio are older than the argument.
+    await trio.to_thread.run_sync(work, abandon_on_cancel=True)  # type: ignore[call-arg]

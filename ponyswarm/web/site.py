@@ -1,7 +1,7 @@
 """What the pages read from: a ledger, the blobs beside it, and what a node says of itself.
 
 Every request opens the ledger for itself, sees one moment of it, and is ended when it takes
-too long. Matrices that were worked out are kept until their job changes.
+too long. What was worked out for a job is kept until something about that job arrives.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar, cast
 
 from ponyswarm import status
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader
@@ -19,12 +20,13 @@ from ponyswarm.policy import ReaderPolicy
 from ponyswarm.status import NodeStatus
 from ponyswarm.web.tail import Tail
 
+Kept = TypeVar("Kept")
+
 # A question that takes longer is ended: it would hold a processor for one reader.
 SECONDS = 5.0
-MAX_MATRICES = 200
-# Cells in all kept matrices: a matrix of ten thousand volunteers' runs is small, one of two
-# thousand cells is not.
-MAX_CELLS = 40_000
+# What is kept: so many things, of so many cells in all.
+MAX_KEPT = 1_000
+MAX_CELLS = 60_000
 # A node that runs writes its status at least every fifteen seconds.
 STATUS_SECONDS = 60.0
 MAX_BLOB = 4 << 20
@@ -39,9 +41,7 @@ class Site:
         self._blobs = blobs
         self._status = status_file
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[bytes, ReaderPolicy], tuple[object, list[CellRow]]] = (
-            OrderedDict()
-        )
+        self._kept: OrderedDict[object, tuple[object, Sequence[object]]] = OrderedDict()
 
     @contextmanager
     def reading(self) -> Iterator[Reader]:
@@ -51,23 +51,32 @@ class Site:
             reader.snapshot()
             yield reader
 
-    def matrix(self, reader: Reader, job: JobRow, policy: ReaderPolicy) -> list[CellRow]:
-        """A job's cells with their verdicts, worked out again only when something changed."""
+    def matrix(self, reader: Reader, job: JobRow, policy: ReaderPolicy) -> Sequence[CellRow]:
+        """A job's cells with their verdicts."""
+        return self.remember(job, policy, lambda: reader.matrix(job, policy))
+
+    def remember(
+        self, job: JobRow, what: object, work: Callable[[], Sequence[Kept]]
+    ) -> Sequence[Kept]:
+        """The list that ``work`` gives about a job, worked out again only after a change.
+
+        ``what`` tells it from other lists about that job.
+        """
         # The mark is taken before the ledger is asked: what arrives meanwhile changes it.
         mark = (self.tail.mark(job.id, job.project), job.withdrawn)
+        key = (job.id, what)
         with self._lock:
-            kept = self._kept.get((job.id, policy))
+            kept = self._kept.get(key)
         if kept is not None and kept[0] == mark:
-            return kept[1]
-        cells = reader.matrix(job, policy)
+            return cast(Sequence[Kept], kept[1])
+        found = work()
         with self._lock:
-            self._kept[job.id, policy] = (mark, cells)
-            self._kept.move_to_end((job.id, policy))
-            while len(self._kept) > MAX_MATRICES or (
-                len(self._kept) > 1 and sum(len(c) for _, c in self._kept.values()) > MAX_CELLS
-            ):
-                self._kept.popitem(last=False)
-        return cells
+            self._kept[key] = (mark, found)
+            self._kept.move_to_end(key)
+            size = sum(len(value) for _, value in self._kept.values())
+            while len(self._kept) > 1 and (len(self._kept) > MAX_KEPT or size > MAX_CELLS):
+                size -= len(self._kept.popitem(last=False)[1][1])
+        return found
 
     def status(self) -> NodeStatus | None:
         """What the node on this home says of itself; None when none runs."""

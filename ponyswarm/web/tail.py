@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -71,14 +72,22 @@ class Tail:
         """Changes whenever something about a job, or its project's rights, arrived."""
         return self._base, self._jobs.get(job, 0), self._rights.get(project, 0)
 
-    async def run(self) -> None:
-        """Look for ever. A ledger that cannot be read now is looked at again."""
+    async def run(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ANN401
+        """Look for ever; started once it has looked. What cannot be read is looked at again."""
+        await self._once()
+        task_status.started()
         while True:
-            # One thread at a time has the connection, though not always the same one.
-            look = await trio.to_thread.run_sync(self._look, self._last)
-            if look is not None:
-                self._take(look)
             await trio.sleep(EVERY)
+            await self._once()
+
+    async def _once(self) -> None:
+        # One thread at a time has the connection, though not always the same one.
+        found = await trio.to_thread.run_sync(self._look, self._last)
+        if found is not None:
+            self._take(found)
+        elif self._last.arrival < 0:
+            # There is no ledger yet: all that comes will be new.
+            self._last = replace(self._last, arrival=0)
 
     def _look(self, last: Look) -> Look | None:
         try:
@@ -142,6 +151,8 @@ def look(reader: Reader, last: Look) -> Look:
         " (SELECT count(*) FROM fork_evidence)"
     )
     now = Look(version, arrival, explained, forks)
+    if last.arrival < 0:
+        return now
     if arrival < last.arrival or arrival - last.arrival > MOST or forks != last.forks:
         return replace(now, news=News(everything=True))
     jobs: set[bytes] = set()

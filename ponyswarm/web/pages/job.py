@@ -137,7 +137,11 @@ def job(
         grid=grid(places),
         failures=tuple(
             Failing(test=one.test, name=harmless(one.test), cells=one.cells, cell=one.cell.hex())
-            for one in history.job_failures(reader, found.id, MAX_FAILURES)
+            for one in site.remember(
+                found,
+                "failures",
+                lambda: history.job_failures(reader, found.id, MAX_FAILURES),
+            )
         ),
         questions=tuple(questions[:MAX_QUESTIONS]),
         more_questions=max(0, len(questions) - MAX_QUESTIONS),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ponyswarm.ledger import history
 from ponyswarm.ledger.history import TestRun
@@ -84,14 +85,8 @@ def test(site: Site, reader: Reader, text: str, id_: str) -> TestPage:
     by_job: list[dict[str, Spot]] = []
     columns = []
     for job in jobs:
-        runs = history.runs_of_test(reader, job.id, id_, forked)
-        by_cell: dict[bytes, list[TestRun]] = {}
-        for run in runs:
-            by_cell.setdefault(run.cell, []).append(run)
-        spots = {}
-        for cell, label in _labels(reader, job):
-            labels.setdefault(label)
-            spots[label] = spot(cell, by_cell.get(cell, ()))
+        spots = dict(site.remember(job, ("test", id_), partial(_spots, reader, job, id_, forked)))
+        labels.update(dict.fromkeys(spots))
         by_job.append(spots)
         word = of_job(one.word for one in spots.values())
         columns.append(
@@ -121,6 +116,16 @@ def test(site: Site, reader: Reader, text: str, id_: str) -> TestPage:
         message=message,
         message_cell=where,
     )
+
+
+def _spots(
+    reader: Reader, job: JobRow, test: str, forked: Collection[bytes]
+) -> list[tuple[str, Spot]]:
+    """What the test gave in each cell of a job, by the cell's label."""
+    by_cell: dict[bytes, list[TestRun]] = {}
+    for run in history.runs_of_test(reader, job.id, test, forked):
+        by_cell.setdefault(run.cell, []).append(run)
+    return [(label, spot(cell, by_cell.get(cell, ()))) for cell, label in _labels(reader, job)]
 
 
 def _labels(reader: Reader, job: JobRow) -> list[tuple[bytes, str]]:
