@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import fcntl
 import heapq
+import itertools
 import os
 import random
 import re
@@ -30,6 +31,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 PREFIX = "psw"
+_made = itertools.count()
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI, _CLONE_NEWNET = 0x400454CA, 0x1, 0x1000, 0x40000000
 
 
@@ -129,7 +131,7 @@ def _remove(namespace: str) -> None:
 def open_internet(subnets: Sequence[int], homes: Sequence[int] = ()) -> Iterator[Internet]:
     """``subnets`` are counts of places; those whose index is in ``homes`` are behind a router."""
     sweep()
-    base = f"{PREFIX}{os.getpid()}"
+    base = f"{PREFIX}{os.getpid()}i{next(_made)}"
     made: list[str] = []
     try:
         places = []

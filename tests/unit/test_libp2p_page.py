@@ -7,7 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "libp2p.md").read_text("utf-8")
-TESTS = (ROOT / "tests" / "system" / "test_hardening.py").read_text("utf-8")
+TESTS = "".join(
+    (ROOT / "tests" / "system" / name).read_text("utf-8")
+    for name in ("test_hardening.py", "test_relay.py")
+)
 CODE = "".join(path.read_text("utf-8") for path in ROOT.glob("ponyswarm/p2p/hardening/*.py"))
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
