@@ -42,6 +42,7 @@ class Limits:
     output: int = 64 * MIB
     time: int = 3600
     silence: int = 600
+    cpu_weight: int = 50
     blobs: int = 5 * GIB
     ledger: int = 5 * GIB
     cache: int = 10 * GIB
@@ -243,6 +244,7 @@ _LIMITS: dict[str, Callable[[str], int]] = {
     "output": _at_least(parse_size, MIB, "1 MiB"),
     "time": _at_least(parse_duration, 1, "1 s"),
     "silence": _at_least(parse_duration, 1, "1 s"),
+    "cpu_weight": _number(1, 10_000),
     "blobs": _at_least(parse_size, MIB, "1 MiB"),
     "ledger": _at_least(parse_size, MIB, "1 MiB"),
     "cache": _at_least(parse_size, MIB, "1 MiB"),
@@ -581,6 +583,8 @@ output = 64 MiB
 time = 1 h
 # A run that prints nothing for so long is ended.
 silence = 10 min
+# How much a run weighs where it and other programs want the CPU; those have 100.
+cpu_weight = 50
 # What this node keeps on disk: files of jobs and outcomes, the ledger, environments.
 blobs = 5 GiB
 ledger = 5 GiB

@@ -332,6 +332,7 @@ async def _volunteer(
         output_bytes=limits.output,
         seconds=limits.time,
         silent_seconds=limits.silence,
+        cpu_weight=limits.cpu_weight,
     )
     probe = await sandbox.probe(bounds)
     if isinstance(probe, sandbox.Missing):

@@ -1,5 +1,8 @@
 """Control groups: the only thing that bounds the memory and the processes of a whole tree.
 
+They also say how much a run weighs against the owner's own programs where both want the CPU;
+that is a courtesy and no promise, so it is left out where it cannot be had.
+
 Version 2 where a group with the memory and pids controllers is delegated to us,
 version 1 where those hierarchies are writable (usually: as root), or nothing, and the
 sandbox falls back to limits per process. A group is made for a run, joined by a shell
@@ -25,15 +28,19 @@ ROOT = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Where groups may be made: one parent (version 2), or one each for memory and pids."""
+    """Where groups may be made: one parent (version 2), or one each for memory, pids and cpu.
+
+    ``cpu`` is None where no weight can be set.
+    """
 
     version: int
     memory: Path
     pids: Path
+    cpu: Path | None = None
 
     @property
     def parents(self) -> tuple[Path, ...]:
-        return (self.memory,) if self.version == 2 else (self.memory, self.pids)
+        return _distinct(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +50,11 @@ class Group:
     version: int
     memory: Path
     pids: Path
+    cpu: Path | None = None
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        return (self.memory,) if self.version == 2 else (self.memory, self.pids)
+        return _distinct(self)
 
     @property
     def joins(self) -> tuple[str, ...]:
@@ -92,14 +100,20 @@ def find(root: Path = ROOT, own: str | None = None) -> Groups | None:
         memory = _writable(root / "memory", places["memory"])
         pids = _writable(root / "pids", places["pids"])
         if memory is not None and pids is not None:
-            return Groups(1, memory, pids)
+            return Groups(1, memory, pids, _writable(root / "cpu", places.get("cpu", "/")))
     return None
 
 
-def make(groups: Groups, name: str, *, memory_bytes: int, processes: int) -> Group:
-    """A new group with its limits set; `OSError` when the kernel refuses."""
+def make(
+    groups: Groups, name: str, *, memory_bytes: int, processes: int, cpu_weight: int = 100
+) -> Group:
+    """A new group with its limits set; `OSError` when the kernel refuses.
+
+    ``cpu_weight`` is from 1 to 10,000; a program that nobody weighed has 100.
+    """
     memory, pids = groups.memory / (PREFIX + name), groups.pids / (PREFIX + name)
-    group = Group(groups.version, memory, pids)
+    cpu = None if groups.cpu is None else groups.cpu / (PREFIX + name)
+    group = Group(groups.version, memory, pids, cpu)
     try:
         for folder in group.folders:
             folder.mkdir()
@@ -114,10 +128,25 @@ def make(groups: Groups, name: str, *, memory_bytes: int, processes: int) -> Gro
             with suppress(OSError):
                 (memory / "memory.memsw.limit_in_bytes").write_text(str(memory_bytes))
         (pids / "pids.max").write_text(str(processes))
+        if cpu is not None:
+            with suppress(OSError):
+                _weigh(cpu, groups.version, cpu_weight)
     except OSError:
         _removed(group.folders)
         raise
     return group
+
+
+def _weigh(folder: Path, version: int, weight: int) -> None:
+    if version == 2:
+        (folder / "cpu.weight").write_text(str(weight))
+    else:
+        (folder / "cpu.shares").write_text(str(max(2, weight * 1024 // 100)))
+
+
+def _distinct(groups: Groups | Group) -> tuple[Path, ...]:
+    folders = (groups.memory, groups.pids, groups.cpu)
+    return tuple(dict.fromkeys(folder for folder in folders if folder is not None))
 
 
 def sweep(groups: Groups, mark: str) -> None:
@@ -147,7 +176,7 @@ def _version_2(root: Path, path: str) -> Groups | None:
             break
         enabled = _words(folder / "cgroup.subtree_control")
         if {"memory", "pids"} <= enabled and _can_move_into(folder):
-            return Groups(2, folder, folder)
+            return Groups(2, folder, folder, folder if "cpu" in enabled else None)
     # Our own group, delegated to us alone (a systemd unit with Delegate=yes): step down
     # into a leaf, for a group with processes of its own may not have limited children.
     if {"memory", "pids"} <= _words(own / "cgroup.controllers") and os.access(own, os.W_OK):
@@ -160,6 +189,9 @@ def _version_2(root: Path, path: str) -> Groups | None:
             (own / "cgroup.subtree_control").write_text("+memory +pids")
         except OSError:
             return None
+        with suppress(OSError):
+            (own / "cgroup.subtree_control").write_text("+cpu")
+            return Groups(2, own, own, own)
         return Groups(2, own, own)
     return None
 

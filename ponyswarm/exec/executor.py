@@ -336,7 +336,9 @@ class Executor:
                     channels=channels,
                     hold=hold,
                 )
-            run.environment = self._described(interpreter, environment, site)
+            packages = installed(environment, *([site] if site is not None else []))
+            run.log.feed(f"installed: {' '.join(packages)}\n".encode())
+            run.environment = self._described(interpreter, packages)
             async with self._provisioned(run, cell, slot, interpreter) as given:
                 forwards = given.forwards(provisioning.texts_of(spec).values())
                 spec = given.filled(spec)
@@ -537,10 +539,7 @@ class Executor:
             "PONYSWARM_REPORT": REPORT_CHANNEL,
         }
 
-    def _described(
-        self, interpreter: Installed, environment: Path, site: Path | None
-    ) -> Environment:
-        packages = installed(environment, *([site] if site is not None else []))
+    def _described(self, interpreter: Installed, packages: tuple[str, ...]) -> Environment:
         try:
             release = platform.freedesktop_os_release().get("PRETTY_NAME", "")
         except OSError:

@@ -61,6 +61,7 @@ class Limits:
     seconds: float = 3600.0
     silent_seconds: float = 600.0
     open_files: int = 4096
+    cpu_weight: int = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +240,7 @@ class Sandbox:
                 # Scratch is memory too; a full one shall give "disk full", not a kill.
                 memory_bytes=self.limits.memory_bytes + self.limits.scratch_bytes,
                 processes=self.limits.processes,
+                cpu_weight=self.limits.cpu_weight,
             )
         except OSError as fault:
             raise InfraError(f"no control group for the job: {fault}") from fault

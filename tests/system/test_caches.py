@@ -1,4 +1,4 @@
-"""Bytecode of tests is there before a run, and no run can leave any for the next."""
+"""What is kept between runs: quick for the next one, and nothing of a job's own choice."""
 
 from __future__ import annotations
 
@@ -84,3 +84,76 @@ async def test_tests_are_compiled_before_a_run_and_never_by_one(tmp_path):
         assert len(now) == len(files)
         assert kept in (None, now)
         kept = now
+
+
+BUILD = """\
+import os, pathlib, sys
+from setuptools import setup
+
+for folder in ("/env", "/source", "/tools/uv", sys.prefix, sys.base_prefix, "/bytecode"):
+    for path in (folder, folder + "/poison", folder + "/lib/poison.pth"):
+        try:
+            with open(path, "a"):
+                raise SystemExit("written: " + path)
+        except OSError:
+            pass
+setup(name="evil", version="1.0", py_modules=["evil", "six", "sitecustomize"])
+"""
+EVIL = {
+    "PKG-INFO": "Name: evil\nVersion: 1.0\nRequires-Dist: six\n",
+    "setup.py": BUILD,
+    "evil.py": "",
+    "six.py": "POISON = True\n",
+    "sitecustomize.py": "import os\nos.environ['POISON'] = '1'\n",
+    "checks/test_it.py": "import os, six, unittest\n"
+    "class T(unittest.TestCase):\n"
+    "    def test_it_reaches_itself(self):\n"
+    "        self.assertTrue(six.POISON)\n",
+}
+HONEST = {
+    "PKG-INFO": "Name: honest\nVersion: 1.0\nRequires-Dist: six\n",
+    "setup.py": "from setuptools import setup\nsetup(name='honest', py_modules=['honest'])\n",
+    "honest.py": "",
+    "checks/test_it.py": "import os, six, sys, unittest\n"
+    "class T(unittest.TestCase):\n"
+    "    def test_the_next_is_spared(self):\n"
+    "        self.assertFalse(hasattr(six, 'POISON'))\n"
+    "        self.assertNotIn('POISON', os.environ)\n"
+    "        self.assertTrue(six.__file__.startswith('/env/'), six.__file__)\n",
+}
+
+
+@in_trio
+async def test_a_build_reaches_its_own_project_and_not_the_next_one(tmp_path):
+    needs_index()
+    runs = executor(tmp_path, Limits())
+    for name, files in (("evil", EVIL), ("honest", HONEST)):
+        (tmp_path / name).mkdir()
+        source = archive(tmp_path / name, files)
+        outcome = await runs.run(
+            source=source,
+            source_hash=hashlib.sha256(source.read_bytes()).digest(),
+            spec=Spec(
+                python=("3",),
+                runner="unittest",
+                command=(
+                    "python",
+                    "-P",
+                    "-m",
+                    "unittest",
+                    "discover",
+                    "-s",
+                    "checks",
+                    "-t",
+                    "checks",
+                ),
+            ),
+            cell=Cell(python="3"),
+            interpreter=this_python(),
+            lock=None,
+            resolve_before=1_795_200_000_000,
+        )
+        assert outcome.state == "completed", outcome.log.decode()
+        assert [str(test.status) for test in outcome.tests] == ["passed"], outcome.log.decode()
+        assert f"{name}==" in outcome.log.decode()
+        assert "six==" in outcome.log.decode()
