@@ -22,6 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
@@ -348,6 +349,11 @@ def metadata(tree: Path) -> Message | None:
     data = _read(tree, "PKG-INFO")
     if data is None:
         return None
+    return _message(data)
+
+
+@lru_cache(maxsize=8)
+def _message(data: bytes) -> Message:
     from email.parser import BytesParser
 
     return BytesParser().parsebytes(data)
@@ -359,9 +365,15 @@ def pyproject(tree: Path) -> dict[str, object]:
     if data is None:
         return {}
     try:
-        return tomllib.loads(data.decode("utf-8"))
+        return _toml(data)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise PeerError("source", f"pyproject.toml cannot be read: {fault}") from fault
+
+
+@lru_cache(maxsize=8)
+def _toml(data: bytes) -> dict[str, object]:
+    """Asked for many times a run, and slow to parse."""
+    return tomllib.loads(data.decode("utf-8"))
 
 
 def table(value: object, *names: str) -> dict[str, object]:
