@@ -15,6 +15,7 @@ another had told, so only those that committed before any of the others told cou
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,12 +153,16 @@ def blind_pairs(told: Iterable[Told]) -> dict[Voice, frozenset[Voice]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sealed:
-    """A commit to a cell: its entry's id and time, who signed it, and what it binds it to."""
+    """A commit to a cell: its entry's id and time, who signed it, and what it binds it to.
+
+    ``named`` are the commits to other cells of the job that name it, with their authors.
+    """
 
     id: bytes
     author: bytes
     commitment: bytes
     time: int = 0
+    named: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Opening(Protocol):
@@ -182,17 +187,24 @@ class Opened:
     """A cell's runs with commits: which of them say nothing, who could have copied.
 
     ``void`` are places among the runs, ``sealed`` the authors that left a commit unopened.
+    ``spared`` are the voices that need nobody to check them here (`is_spared`).
     """
 
     void: frozenset[int]
     pairs: Pairs
     sealed: tuple[bytes, ...]
+    spared: frozenset[Voice] = frozenset()
 
 
 def open_commits(
-    runs: Sequence[Opening], commits: Iterable[Sealed], speakers: Mapping[bytes, Voice]
+    runs: Sequence[Opening],
+    commits: Sequence[Sealed],
+    speakers: Mapping[bytes, Voice],
+    chances: Mapping[Voice, float] | None = None,
 ) -> Opened:
     """Match runs of a cell with the commits they open.
+
+    ``chances`` are those of voices that are not always checked (`chance`).
 
     A run that opens no commit of its author, though it has a nonce or its author did
     commit, says nothing: otherwise one could commit to anything and tell what suits. Who
@@ -222,7 +234,47 @@ def open_commits(
         void=frozenset(void),
         pairs=blind_pairs(told),
         sealed=tuple(sorted(author for author, left in unopened.items() if left)),
+        spared=frozenset(
+            speakers.get(commit.author, commit.author)
+            for commit in commits
+            if chances and len(mine[commit.author]) == 1 and is_spared(commit, speakers, chances)
+        ),
     )
+
+
+# --- who is checked less ----------------------------------------------------------------------
+
+# So many runs in a row must have been checked and agreed with before one is spared.
+LONG_RECORD = 10
+_SAMPLE_DOMAIN = b"ponyswarm/sample/v1\0"
+
+
+def chance(streak: int, floor: int) -> float:
+    """How likely a run is checked whose author agreed in so many checked runs, the last ones.
+
+    ``floor`` is the least, in percent.
+    """
+    return 1.0 if streak < LONG_RECORD else max(floor / 100, 1 / streak)
+
+
+def is_spared(
+    commit: Sealed, speakers: Mapping[bytes, Voice], chances: Mapping[Voice, float]
+) -> bool:
+    """Whether lot has it that nobody need check the run behind a commit.
+
+    The lot is drawn from the ids of this commit and of each commit of another voice that
+    names it. Those were signed later, by others: the author cannot choose by it what to
+    commit to. Without any it is not drawn yet; each further one can only add a check.
+    """
+    voice = speakers.get(commit.author, commit.author)
+    odds = chances.get(voice, 1.0)
+    lots = [id_ for id_, author in commit.named if speakers.get(author, author) != voice]
+    return odds < 1 and bool(lots) and not any(_is_drawn(commit.id, id_, odds) for id_ in lots)
+
+
+def _is_drawn(commit: bytes, by: bytes, odds: float) -> bool:
+    lot = hashlib.sha256(_SAMPLE_DOMAIN + commit + by).digest()
+    return int.from_bytes(lot[:8], "big") < odds * (1 << 64)
 
 
 # --- how much is enough -----------------------------------------------------------------------
@@ -235,12 +287,14 @@ def more_wanted(
     sealed: int,
     is_blind: bool,
     pairs: Pairs,
+    spared: Collection[Voice] = (),
 ) -> int:
     """How many further voices a cell needs, from what was said in each set of comparable runs.
 
     ``sealed`` is how many others have committed and not told yet. A disagreement, or as many
     runs as were asked for without enough support, asks for one more before it is called. In
-    a blind job it may ask for two: who comes later may copy, and would decide alone.
+    a blind job it may ask for two: who comes later may copy, and would decide alone. A voice
+    that is ``spared`` is enough while nobody differs.
     """
     told: set[Voice] = set()
     short = redundancy
@@ -259,6 +313,8 @@ def more_wanted(
                 # Where as many say another the cell is called flaky, and that is an end too.
                 return 0
             short = min(short, 2 * lacks - (len(here) - blind) % 2 if is_blind else lacks)
+    if not differ and (told & set(spared) or (not told and spared)):
+        return 0
     if not differ and len(told) < redundancy:
         return max(0, redundancy - len(told) - sealed)
     most = redundancy + (2 if is_blind else 1) - len(told)

@@ -33,6 +33,7 @@ from ponyswarm.messages import (
     Ephemeral,
     Header,
     Kind,
+    Later,
     Lock,
     Offer,
     Payload,
@@ -568,6 +569,8 @@ def inflate(data: bytes, reason: str, most: int = MAX_BLOB_EXPANDED) -> bytes:
 # --- gossip -----------------------------------------------------------------------------
 
 _ENTRY_TAG, _OFFER_TAG, _CLAIM_TAG = 1, 2, 3
+# What later versions may say beside these: one map, like an offer. We relay it unread.
+_LATER_TAGS = range(4, 128)
 
 
 def encode_gossip(message: Entry | Ephemeral) -> bytes:
@@ -579,6 +582,8 @@ def encode_gossip(message: Entry | Ephemeral) -> bytes:
             return bytes([_OFFER_TAG]) + pack(message)
         case Claim():
             return bytes([_CLAIM_TAG]) + pack(message)
+        case Later(tag, body):
+            return bytes([tag]) + body
 
 
 def decode_gossip(data: bytes) -> Entry | Ephemeral:
@@ -595,4 +600,6 @@ def decode_gossip(data: bytes) -> Entry | Ephemeral:
         return convert(unpack(body), Offer, "bad-gossip")
     if tag == _CLAIM_TAG:
         return convert(unpack(body), Claim, "bad-gossip")
+    if tag in _LATER_TAGS and type(unpack(body)) is dict:
+        return Later(tag, body)
     raise PeerError("bad-gossip", f"unknown tag {tag}")

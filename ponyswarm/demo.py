@@ -46,6 +46,7 @@ PACKAGE_SHA256 = "e0050c0b7da1eea53ffaf149c0cfbb5c6e2e2b69c4bef22c81fa6eb73e5f61
 _SETTLED = {
     Verdict.CONFIRMED_PASS,
     Verdict.CONFIRMED_FAIL,
+    Verdict.FLAKY,
     Verdict.DISPUTED,
     Verdict.BROKEN,
 }
@@ -266,7 +267,7 @@ class Story:
 
     @property
     def liar_verdicts(self) -> Mapping[str, int]:
-        """The verdicts that the lie led to: while it stood alone, and after one more run."""
+        """The verdicts that the lie led to: while it stood alone, and after two more runs."""
         return Counter(
             str(cell.finding.verdict) for job in (self.disputed, self.settled) for cell in job.cells
         )
@@ -322,9 +323,10 @@ def tell(
         narrow = None if spec is None else package_spec([minor(pythons[0])])
         lie = _announce(swarm, maintainer, source, narrow)
         disputed = _wait(swarm, reader, lie, "two runs that differ", watch, _all_have(2))
-        say("the lie is seen; a third volunteer comes")
-        swarm.start(volunteers[1], peers[:2])
-        settled = _wait(swarm, reader, lie, "one more run decides", watch, _all_have(3))
+        say("the lie is seen; two more volunteers come, blind to each other")
+        for volunteer in volunteers[1:]:
+            swarm.start(volunteer, peers[:2])
+        settled = _wait(swarm, reader, lie, "two more runs decide", watch, _all_have(4))
         return Story(
             nodes=[*nodes, _node_facts(liar)],
             job=done,

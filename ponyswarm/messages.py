@@ -497,4 +497,12 @@ class Claim:
     until: Millis
 
 
-Ephemeral = Offer | Claim
+@dataclass(frozen=True, slots=True)
+class Later:
+    """An ephemeral message of a kind that a later version has: relayed, not interpreted."""
+
+    tag: int
+    body: bytes
+
+
+Ephemeral = Offer | Claim | Later

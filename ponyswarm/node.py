@@ -20,6 +20,7 @@ from typing import ParamSpec
 
 import trio
 from anyio import CapacityLimiter
+from msgspec import UNSET
 
 from ponyswarm.codec import decode_payload
 from ponyswarm.errors import InfraError, PeerError
@@ -28,6 +29,7 @@ from ponyswarm.intake import Intake
 from ponyswarm.keeping import Keeping
 from ponyswarm.keys import SecretKey, peer_id
 from ponyswarm.ledger.journal import Journal
+from ponyswarm.ledger.queries import chances
 from ponyswarm.ledger.seals import Seals
 from ponyswarm.ledger.signatures import check_some
 from ponyswarm.ledger.store import Store
@@ -72,6 +74,8 @@ CLOCK_JUMP = 30.0
 CHECK_EVERY = 5.0
 # Seconds between looks for files to drop.
 KEEP_EVERY = 300.0
+# Seconds between looks at who agreed with others for long.
+RECORDS_EVERY = 60.0
 MAX_WISHES = 100
 
 
@@ -181,6 +185,7 @@ class Node:
             self._keep_in_touch,
             self._fetcher.run,
             self._keep,
+            self._learn_records,
             self._check_signatures,
         ):
             self._nursery.start_soon(self._forever, loop)
@@ -321,6 +326,16 @@ class Node:
             self._position = position
             await self.perform(self.intake.take_own(entry, now))
 
+    async def _learn_records(self) -> None:
+        """Tell the protocol now and then which operators have a long record."""
+        while True:
+            for project in self.protocol.followed:
+                state = self.store.state(project)
+                if state is not None and state.record.cross_check.floor is not UNSET:
+                    found = await trio.to_thread.run_sync(chances, self.store.path, project)
+                    self.protocol.records(project, found, now_ms())
+            await trio.sleep(RECORDS_EVERY)
+
     async def _keep(self) -> None:
         """Drop what is too old or too much, now and every few minutes."""
         while True:
@@ -426,7 +441,7 @@ class Node:
         if found is not None and result is not None:
             try:
                 if self._sealing is not None and self.protocol.is_blind(job):
-                    await self._sealing.commit(result, found[0])
+                    await self._sealing.commit(result, found[0], self.protocol.to_name(job))
                 else:
                     await self.publish(result, found[0])
                 published = True

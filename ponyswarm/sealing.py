@@ -36,10 +36,10 @@ class Sealing:
         self._key = key
         self._publish = publish
 
-    async def commit(self, result: Result, project: bytes) -> None:
+    async def commit(self, result: Result, project: bytes, seen: tuple[bytes, ...]) -> None:
         """Publish a commit to a result, which stays here until it may be told."""
         seal = self._seals.keep(replace(result, nonce=os.urandom(NONCE_SIZE)), project)
-        await self._publish(_commit(seal), project)
+        await self._publish(replace(_commit(seal), seen=seen or UNSET), project)
 
     async def tell(self, job: bytes, cell: bytes, seen: tuple[bytes, ...]) -> bool:
         """Publish what was committed to of a cell; False when nothing of it is here."""

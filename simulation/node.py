@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
+from ponyswarm.agreement import Voice
 from ponyswarm.codec import (
     ZERO,
     check_segment,
@@ -29,7 +30,7 @@ from ponyswarm.frontier import Frontier
 from ponyswarm.keys import SecretKey
 from ponyswarm.ledger.chain import Accept, Diverges, Forked, Gap, Judgement, Refused
 from ponyswarm.ledger.journal import Journal
-from ponyswarm.ledger.queries import Reader
+from ponyswarm.ledger.queries import Reader, chances
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import (
     Announce,
@@ -433,7 +434,8 @@ class Node:
         sealed = replace(result, nonce=self.chance.randbytes(32))
         self.secrets[result.job, result.cell] = (sealed, project)
         bound = commitment(sealed.nonce, sealed.digest, self.me)
-        self.say(Commit(job=result.job, cell=result.cell, commitment=bound), project)
+        seen = self.protocol.to_name(result.job) or UNSET
+        self.say(Commit(job=result.job, cell=result.cell, commitment=bound, seen=seen), project)
 
     def reveal(self, job: bytes, cell: bytes, seen: tuple[bytes, ...]) -> None:
         """Tell what was committed to."""
@@ -441,6 +443,14 @@ class Node:
         self.say(replace(result, seen=seen or UNSET), project)
 
     # --- questions ------------------------------------------------------------------------
+
+    def learn(self, project: bytes) -> dict[Voice, float]:
+        """Look up who has a long record, as a node does every minute. For ledgers on a disk."""
+        assert self.home is not None
+        found = chances(self.home / "ledger", project)
+        self.perform(self.protocol.tick(self.now))
+        self.protocol.records(project, found, self.now)
+        return found
 
     def root(self, project: bytes) -> bytes:
         return self.store.live_frontier(project).root

@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "follow": ("ponyswarm.cli.trust:follow", "Choose further projects whose ledger to keep."),
     "node": ("ponyswarm.cli.node:node", "Run this machine's node."),
     "status": ("ponyswarm.cli.read:status", "Show what the node here is doing."),
-    "key": ("ponyswarm.cli.key:key", "Make or show your key."),
+    "key": ("ponyswarm.cli.key:key", "Make, show or rotate your key."),
     "project": ("ponyswarm.cli.project:project", "Create and look after a project."),
     "init-project": (
         "ponyswarm.cli.init_project:init_project",

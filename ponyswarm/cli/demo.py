@@ -142,7 +142,7 @@ def _print(told: story.Story) -> None:
     out("")
     out("The other half, one volunteer that lies. While it stood against one:")
     print_matrix(told.disputed.row, told.disputed.cells)
-    out("After one more run:")
+    out("After two more runs:")
     print_matrix(told.settled.row, told.settled.cells)
     out(f"the liar was {keys.peer_id(told.liar)}")
     times = told.seconds

@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 import click
+from rich.console import Console
 from rich.markup import escape
 
 from ponyswarm import config, keys
@@ -26,9 +28,9 @@ from ponyswarm.cli.plain import harmless, room, size
 from ponyswarm.cli.tables import console, print_matrix, verdict_text
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
-from ponyswarm.ledger import verifier
+from ponyswarm.ledger import analysis, verifier
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader, ResultRow
-from ponyswarm.ledger.verdicts import Verdict
+from ponyswarm.ledger.verdicts import Finding, TestFinding, Verdict
 from ponyswarm.messages import Cell
 from ponyswarm.policy import ReaderPolicy
 
@@ -80,12 +82,17 @@ def cell_facts(cell: CellRow, point: Cell | None) -> dict[str, object]:
         "services": [] if point is None else list(point.services),
         "factors": {} if point is None else dict(point.factors),
         "verdict": str(finding.verdict),
+        "cross_check": cell.mode,
         "agree": finding.agree,
         "of": finding.of,
+        "blind": finding.blind,
         "tests": finding.tests,
         "failed": finding.failed,
         "supporters": [keys.peer_id(key) for key in finding.supporters],
         "dissent": [keys.peer_id(key) for key in finding.dissent],
+        "wavering": [keys.peer_id(key) for key in finding.wavering],
+        "committed": [keys.peer_id(key) for key in finding.sealed],
+        "differ": list(finding.differ),
         "broken": dict(finding.broken),
     }
 
@@ -162,22 +169,32 @@ def results(
 @click.command()
 @click.argument("cell")
 @click.option("--log", "with_log", is_flag=True, help="Print the runs' output, where it is here.")
+@click.option("--policy", default="all", show_default=True, help="all, vouched, or KEY,KEY…")
+@click.option("--agreeing", "-k", type=click.IntRange(1), help="How many must agree.")
 @json_option
 @click.pass_obj
-def show(home: Home, cell: str, with_log: bool, as_json: bool) -> None:
+def show(
+    home: Home, cell: str, with_log: bool, policy: str, agreeing: int | None, as_json: bool
+) -> None:
     """Show everything that is known of one cell, by the beginning of its id."""
     with Reader(home.ledger) as reader:
         job_id, cell_id = reader.find_cell(cell)
         job = reader.find_job(None, job_id.hex(), None)
-        (row,) = reader.cells(job, ReaderPolicy(agreeing=job.redundancy), cell_id)
-        forked = reader.forked(job.project)
+        chosen = ReaderPolicy.parse(policy, agreeing or job.redundancy)
+        (row,) = reader.cells(job, chosen, cell_id)
+        standing = reader.standing(job.project)
+        forked = standing.forked
         point = reader.points(job.id).get(cell_id)
     failing = {result.entry: _failing(home, result) for result in row.results}
+    differ = analysis.by_test(row, chosen, standing, partial(_read_blob, home))
     if as_json:
         print_json(
             {
                 **cell_facts(row, point),
                 "job": job_facts(job),
+                "by_test": None
+                if differ is None
+                else {test: _test_facts(found) for test, found in differ.items()},
                 "results": [
                     {
                         **_result_facts(result, failing[result.entry]),
@@ -194,10 +211,15 @@ def show(home: Home, cell: str, with_log: bool, as_json: bool) -> None:
         f"{plain(row.services)} {plain(row.factors)}"
     )
     out.print(verdict_text(row.finding))
+    _print_tests(out, differ, row.finding)
     for result in row.results:
         mark = " [magenta](forked: counts for nothing)[/magenta]" * (result.author in forked)
         if result.disputed:
             mark = " [magenta](after the fork of its feed: disputed)[/magenta]"
+        elif result.ignored and not mark:
+            mark = f" [magenta](does not count: {result.ignored})[/magenta]"
+        elif result.result.nonce:
+            mark += " [dim](blind)[/dim]"
         out.print(
             f"\n{keys.peer_id(result.author)}{mark}\n  {plain(result.environment)}, "
             f"{result.seconds:.1f} s, outcome {result.digest.hex()[:12]}"
@@ -214,6 +236,38 @@ def show(home: Home, cell: str, with_log: bool, as_json: bool) -> None:
                 out.print(f"      {plain(line)}", style="dim")
         if with_log:
             out.print(plain(_log(home, result)))
+
+
+def _print_tests(out: Console, differ: dict[str, TestFinding] | None, finding: Finding) -> None:
+    """What stands of each test that comparable runs differ on."""
+    if differ is None and (finding.dissent or finding.wavering):
+        out.print("which tests differ is not known here: their lists are not on this machine")
+    for test, found in (differ or {}).items():
+        said = "; ".join(
+            f"{status} by {', '.join(short(key) for key in authors)}"
+            for status, authors in found.statuses.items()
+        )
+        out.print(f"  {found.verdict}  {plain(test)}  [dim]{said}[/dim]")
+
+
+def _test_facts(found: TestFinding) -> dict[str, object]:
+    return {
+        "verdict": str(found.verdict),
+        "status": found.status,
+        "agree": found.agree,
+        "of": found.of,
+        "statuses": {
+            status: [keys.peer_id(key) for key in authors]
+            for status, authors in found.statuses.items()
+        },
+    }
+
+
+def _read_blob(home: Home, hash_: bytes) -> bytes | None:
+    try:
+        return _blob_path(home, hash_).read_bytes()
+    except OSError:
+        return None
 
 
 def plain(text: str) -> str:
@@ -279,6 +333,8 @@ def _result_facts(row: ResultRow, failing: list[tuple[str, str]]) -> dict[str, o
         "digest": row.digest.hex(),
         "seconds": row.seconds,
         "disputed": row.disputed,
+        "blind": bool(row.result.nonce),
+        "ignored": row.ignored,
         "bad": [{"test": test, "message": message} for test, message in failing],
     }
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.verdicts import Finding, Verdict
+from ponyswarm.plain import harmless
 
 if TYPE_CHECKING:
     from ponyswarm.ledger.queries import CellRow, JobRow
@@ -27,6 +28,8 @@ _LOOKS = {
 }
 
 
+# How many tests a line on a cell names.
+MOST_TESTS = 3
 # As wide as any table of ours: what goes into a pipe is never wrapped or cut.
 PIPE_WIDTH = 2_000
 
@@ -43,13 +46,22 @@ def verdict_text(finding: Finding) -> str:
     sign, style = _LOOKS[finding.verdict]
     parts = [f"[{style}]{sign} {finding.verdict}[/{style}]"]
     if finding.of:
-        parts.append(f"{finding.agree} of {finding.of} agree")
+        blind = f", {finding.blind} of them blind" if finding.blind else ""
+        parts.append(f"{finding.agree} of {finding.of} agree{blind}")
         parts.append(f"{finding.tests} tests" + (f", {finding.failed} bad" * bool(finding.failed)))
-    if finding.verdict is Verdict.DISPUTED:
+    if finding.verdict is Verdict.DISPUTED and finding.dissent:
         # Without a majority nobody is in the wrong yet.
         parts.append("they differ: " + _keys((*finding.supporters, *finding.dissent)))
     elif finding.dissent:
         parts.append("against it: " + _keys(finding.dissent))
+    if finding.wavering:
+        parts.append("gave several outcomes: " + _keys(finding.wavering))
+    if finding.differ:
+        more = f" and {len(finding.differ) - MOST_TESTS} more" * (len(finding.differ) > MOST_TESTS)
+        named = ", ".join(escape(harmless(test)) for test in finding.differ[:MOST_TESTS])
+        parts.append(f"over {named}{more}")
+    if finding.sealed:
+        parts.append(f"{len(finding.sealed)} committed and not told")
     if finding.broken:
         counted = ", ".join(f"{n} {escape(why)}" for why, n in sorted(finding.broken.items()))
         parts.append(f"broken runs: {counted}")
@@ -96,7 +108,8 @@ def print_matrix(job: JobRow, cells: Sequence[CellRow]) -> None:
     out.print(matrix_table(cells))
     for cell in cells:
         finding = cell.finding
-        if finding.dissent or finding.broken or finding.verdict is Verdict.CONFIRMED_FAIL:
+        open_ = finding.dissent or finding.wavering or finding.broken or finding.sealed
+        if open_ or finding.verdict is Verdict.CONFIRMED_FAIL:
             out.print(f"{escape(cell.place)}: {verdict_text(finding)}")
     tests = sum(cell.finding.tests for cell in cells)
     good = sum(cell.finding.verdict is Verdict.CONFIRMED_PASS for cell in cells)

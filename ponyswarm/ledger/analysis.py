@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ponyswarm.agreement import open_commits
 from ponyswarm.codec import comparable, decode_kept, decode_payload, decode_tests
 from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.ledger import verdicts
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader
-from ponyswarm.ledger.verdicts import Record, TestFinding, agreement_of
+from ponyswarm.ledger.verdicts import Record, TestFinding, add_cell
 from ponyswarm.messages import Result
 from ponyswarm.policy import ReaderPolicy, Standing, cross_check, window_ms
 
@@ -234,44 +233,27 @@ def flaky(reader: Reader, project: bytes, read: Read) -> FlakyReport:
 
 
 def records(reader: Reader, project: bytes, now: int) -> dict[bytes, Record]:
-    """How each key's runs in a project compare with what others gave (`verdicts.agreement_of`).
+    """How each key's runs in a project compare with what others gave (`verdicts.add_cell`).
 
     Disputed runs are left out; those of a forked author are shown, and speak against nobody.
     A commit that its author left unopened counts as stalled once its window has ended.
     """
     state = reader.project(project)
     standing = reader.standing(project, state)
-    speakers = standing.speakers
     found: dict[bytes, Record] = {}
     for job in reader.jobs(project):
         announce = reader.announce(job.id)
         if announce is None:
             continue
-        is_blind = cross_check(state, announce, job.announced).mode == "blind"
-        due = now - window_ms(announce)
         runs, commits = reader.runs(job, standing)
         for cell in {*runs, *commits}:
-            for run in runs.get(cell, ()):
-                if run.author in standing.forked:
-                    found.setdefault(run.author, Record()).runs += 1
-            here = [run for run in runs.get(cell, ()) if run.author not in standing.forked]
-            mine = [c for c in commits.get(cell, ()) if c.author not in standing.forked]
-            opened = open_commits(here, mine, speakers)
-            overdue = {commit.author for commit in mine if commit.time < due}
-            for author in overdue & set(opened.sealed):
-                found.setdefault(author, Record()).stalled += 1
-            for place in opened.void:
-                found.setdefault(here[place].author, Record()).void += 1
-            agreement_of(
-                [
-                    (run.author, run.outcome if run.completed else None)
-                    for place, run in enumerate(here)
-                    if place not in opened.void
-                ],
+            add_cell(
+                runs.get(cell, ()),
+                commits.get(cell, ()),
                 found,
-                speakers=speakers,
-                pairs=opened.pairs,
-                is_blind=is_blind,
+                standing=standing,
+                is_blind=cross_check(state, announce, job.announced).mode == "blind",
+                due=now - window_ms(announce),
             )
     return found
 

@@ -69,8 +69,8 @@ TABLES = {
     " LEFT JOIN target AS t USING (target) LEFT JOIN outcome AS o USING (outcome)"
     " LEFT JOIN entry USING (arrival) LEFT JOIN environment AS e USING (environment)"
     f" LEFT {_AUTHOR} run.author",
-    "sealed": "SELECT job, cell, hex(a.key), entry.id, s.id, commitment, s.time FROM sealed AS s"
-    f" LEFT JOIN entry USING (arrival) LEFT {_AUTHOR} s.author",
+    "sealed": "SELECT job, cell, hex(a.key), entry.id, s.id, commitment, s.time, s.seen"
+    f" FROM sealed AS s LEFT JOIN entry USING (arrival) LEFT {_AUTHOR} s.author",
     "opening": "SELECT job, cell, entry.id, opens, seen FROM opening"
     " LEFT JOIN entry USING (arrival)",
     # Messages come from lists of tests, which are elsewhere: the full-text index has them too.

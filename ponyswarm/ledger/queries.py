@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import heapq
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
-from ponyswarm.agreement import Opened, Pairs, Sealed, open_commits
+from msgspec import UNSET
+
+from ponyswarm.agreement import Pairs, Sealed, Voice, chance, open_commits
 from ponyswarm.codec import (
     cell_id,
     commitment,
@@ -26,10 +29,13 @@ from ponyswarm.ledger.chain import Head, Refused, judge
 from ponyswarm.ledger.database import Auth, id_prefix, schema_version
 from ponyswarm.ledger.store import RIGHTS, forked_authors
 from ponyswarm.ledger.verdicts import (
+    NOTHING_OPENED,
     Finding,
     Outcome,
+    Record,
     Run,
     Tally,
+    add_cell,
     count,
     differing,
     weigh,
@@ -55,7 +61,10 @@ from ponyswarm.messages import (
 )
 from ponyswarm.policy import ProjectState, ReaderPolicy, Standing, cross_check, fold
 
-NOTHING = Tally({}, {}, Opened(void=frozenset(), pairs={}, sealed=()))
+NOTHING = Tally({}, {}, NOTHING_OPENED)
+
+# So many of the latest jobs make an operator's record.
+RECORD_JOBS = 200
 
 _JOBS = (
     "SELECT job.job, job.project, ifnull(project.name, ''), title, \"commit\", announced,"
@@ -383,7 +392,8 @@ class Reader:
         standing = self.standing(job.project, state)
         check = self._check(job, state)
         speakers = standing.speakers
-        tallies, runs = self._tallies(job, policy, standing, only)
+        chances = self.chances(job.project, state, standing) if check.mode == "blind" else {}
+        tallies, runs = self._tallies(job, policy, standing, only, chances)
         rows = self._db.execute(
             "SELECT cell, python, services, factors FROM cell WHERE job = ?1"
             " AND (?2 IS NULL OR cell = ?2) ORDER BY position",
@@ -397,8 +407,7 @@ class Reader:
                 tally.broken,
                 policy,
                 speakers=speakers,
-                pairs=tally.opened.pairs,
-                sealed=tally.opened.sealed,
+                opened=tally.opened,
                 is_blind=check.mode == "blind",
             )
             if finding.dissent or finding.wavering:
@@ -450,7 +459,12 @@ class Reader:
         return CrossCheck() if announce is None else cross_check(state, announce, job.announced)
 
     def _tallies(
-        self, job: JobRow, policy: ReaderPolicy, standing: Standing, only: bytes | None
+        self,
+        job: JobRow,
+        policy: ReaderPolicy,
+        standing: Standing,
+        only: bytes | None,
+        chances: Mapping[Voice, float],
     ) -> tuple[dict[bytes, Tally], dict[bytes, int]]:
         """By cell: who gave which outcome, how many broke and why; and how many runs."""
         void = self._void(job, standing)
@@ -525,26 +539,68 @@ class Reader:
             mine = [
                 commit for commit in commits.get(cell, ()) if policy.counts(commit.author, standing)
             ]
-            tallies[cell] = count(sealed.get(cell, []), mine, speakers)
+            tallies[cell] = count(sealed.get(cell, []), mine, speakers, chances)
         return tallies, runs
 
     def _commits(self, job: bytes, only: bytes | None, void: set[int]) -> dict[bytes, list[Sealed]]:
         """By cell: the commits to it that count."""
+        rows = [
+            row
+            for row in self._db.execute(
+                "SELECT cell, key, arrival, id, commitment, time, seen FROM sealed"
+                " JOIN author USING (author) WHERE job = ? ORDER BY id",
+                (job,),
+            )
+            if row[2] not in void
+        ]
+        named: dict[bytes, list[tuple[bytes, bytes]]] = {}
+        for _, author, _, id_, _, _, seen in rows:
+            for other in _ids(seen):
+                named.setdefault(other, []).append((id_, author))
         found: dict[bytes, list[Sealed]] = {}
-        for cell, author, arrival, id_, binds, time in self._db.execute(
-            "SELECT cell, key, arrival, id, commitment, time FROM sealed"
-            " JOIN author USING (author) WHERE job = ?1 AND (?2 IS NULL OR cell = ?2)",
-            (job, only),
-        ):
-            if arrival not in void:
-                commit = Sealed(id=id_, author=author, commitment=binds, time=time)
+        for cell, author, _, id_, binds, time, _ in rows:
+            if only is None or cell == only:
+                commit = Sealed(
+                    id=id_,
+                    author=author,
+                    commitment=binds,
+                    time=time,
+                    named=tuple(named.get(id_, ())),
+                )
                 found.setdefault(cell, []).append(commit)
         return found
+
+    def chances(
+        self, project: bytes, state: ProjectState | None, standing: Standing
+    ) -> dict[Voice, float]:
+        """How likely a run of each operator is checked, of those with a long record.
+
+        It counts the checked runs of the latest jobs that others agreed with, back to the
+        last job in which one of an operator's did not stand. Nobody else's are counted.
+        """
+        floor = UNSET if state is None else state.record.cross_check.floor
+        if floor is UNSET:
+            return {}
+        streaks: Counter[Voice] = Counter()
+        ended: set[Voice] = set()
+        for job in self._jobs(project, most=RECORD_JOBS):
+            is_blind = self._check(job, state).mode == "blind"
+            runs, commits = self.runs(job, standing)
+            records: dict[bytes, Record] = {}
+            for cell, here in runs.items():
+                known = commits.get(cell, ())
+                add_cell(here, known, records, standing=standing, is_blind=is_blind)
+            ended |= {standing.voice(k) for k, one in records.items() if one.dissented or one.void}
+            for key, record in records.items():
+                if standing.voice(key) not in ended:
+                    streaks[standing.voice(key)] += record.agreed
+        odds = {voice: chance(streak, floor) for voice, streak in streaks.items()}
+        return {voice: one for voice, one in odds.items() if one < 1 and isinstance(voice, str)}
 
     def _told(self, job: bytes, only: bytes | None) -> dict[int, tuple[bytes, frozenset[bytes]]]:
         """By arrival of a result that opens a commitment: that, and the commits it names."""
         return {
-            arrival: (opens, frozenset(seen[at : at + 32] for at in range(0, len(seen), 32)))
+            arrival: (opens, frozenset(_ids(seen)))
             for arrival, opens, seen in self._db.execute(
                 "SELECT arrival, opens, seen FROM opening WHERE job = ?1"
                 " AND (?2 IS NULL OR cell = ?2)",
@@ -771,6 +827,10 @@ class Reader:
         return faults
 
 
+def _ids(joined: bytes) -> list[bytes]:
+    return [joined[at : at + 32] for at in range(0, len(joined), 32)]
+
+
 def _explained(
     rows: Sequence[ResultRow],
     commits: Sequence[Sealed],
@@ -838,6 +898,13 @@ def _left_of(
         started=0,
         seconds=seconds,
     )
+
+
+def chances(path: Path, project: bytes) -> dict[Voice, float]:
+    """`Reader.chances` of a ledger that is not open here."""
+    with Reader(path) as reader:
+        state = reader.project(project)
+        return reader.chances(project, state, reader.standing(project, state))
 
 
 def _id(heads: dict[int, Head], feed: int) -> bytes:

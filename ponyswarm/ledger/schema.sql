@@ -161,7 +161,8 @@ SELECT target.job, target.cell, run.author, run.arrival, outcome.state, outcome.
        run.environment, run.seconds
 FROM target JOIN run USING (target) JOIN outcome USING (outcome);
 
--- Commits: who bound itself to an outcome of a cell before telling it.
+-- Commits: who bound itself to an outcome of a cell before telling it. "seen" has the ids of
+-- commits to other cells that it names, one after another.
 CREATE TABLE IF NOT EXISTS sealed (
     job BLOB NOT NULL,
     cell BLOB NOT NULL,
@@ -170,6 +171,7 @@ CREATE TABLE IF NOT EXISTS sealed (
     id BLOB NOT NULL,
     commitment BLOB NOT NULL,
     time INTEGER NOT NULL,
+    seen BLOB NOT NULL,
     PRIMARY KEY (job, cell, author, arrival)
 ) WITHOUT ROWID;
 

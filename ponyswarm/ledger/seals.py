@@ -63,6 +63,9 @@ class Seals:
     def of_project(self, project: bytes) -> list[Seal]:
         return self._read("project = ?", (project,))
 
+    def count(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM seal").fetchone()[0])
+
     def drop(self, seal: Seal) -> None:
         """Its result has been told."""
         with transaction(self._db):

@@ -786,6 +786,20 @@ class Store:
         )
         return [decode_kept(frame) for (frame,) in rows]
 
+    def projects_of(self, key: bytes) -> list[bytes]:
+        """The projects in which a key said anything, or is named by what has force."""
+        mine = {
+            row[0]
+            for row in self._db.execute(
+                "SELECT DISTINCT project FROM feed JOIN author USING (author) WHERE key = ?", (key,)
+            )
+        }
+        for (project,) in self._db.execute("SELECT project FROM project").fetchall():
+            state = self.state(project)
+            if state is not None and (state.is_named(key) or key in state.operators):
+                mine.add(project)
+        return sorted(mine)
+
     def forked(self, project: bytes) -> frozenset[bytes]:
         """Authors whose results weigh nothing in a project (`forked_authors`)."""
         state = self.state(project)

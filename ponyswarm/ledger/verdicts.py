@@ -32,6 +32,8 @@ class Verdict(StrEnum):
 
 CONFIRMED = frozenset({Verdict.CONFIRMED_PASS, Verdict.CONFIRMED_FAIL})
 
+NOTHING_OPENED = Opened(void=frozenset(), pairs={}, sealed=())
+
 _OPEN = {
     State.FLAKY: Verdict.FLAKY,
     State.DISPUTED: Verdict.DISPUTED,
@@ -80,7 +82,8 @@ class Finding:
     ``blind`` of those had all committed before any of them told. ``supporters`` are their
     keys, ``wavering`` those of operators that gave several outcomes, ``dissent`` all others.
     ``differ`` names tests that comparable runs disagree on, as far as the entries name them.
-    ``sealed`` have committed to an outcome and not told it.
+    ``sealed`` have committed to an outcome and not told it. With ``on_record`` it is
+    confirmed by one operator's word, whose long record lets it be checked less often.
     """
 
     verdict: Verdict
@@ -96,6 +99,7 @@ class Finding:
     wavering: tuple[bytes, ...] = ()
     differ: tuple[str, ...] = ()
     sealed: tuple[bytes, ...] = ()
+    on_record: bool = False
     broken: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -107,12 +111,14 @@ def judge(
     policy: ReaderPolicy,
     standing: Standing,
     *,
-    commits: Iterable[Sealed] = (),
+    commits: Sequence[Sealed] = (),
     is_blind: bool = False,
+    chances: Mapping[Voice, float] | None = None,
 ) -> Finding:
     """The verdict on one cell, from everything that was said of it in any order.
 
-    ``is_blind`` is how the job asked to be checked (`policy.cross_check`).
+    ``is_blind`` is how the job asked to be checked (`policy.cross_check`); ``chances`` are
+    those of voices that are checked less often there (`agreement.chance`).
     """
     counted = [
         run
@@ -124,14 +130,13 @@ def judge(
         key: standing.voice(key)
         for key in {run.author for run in counted} | {commit.author for commit in sealed}
     }
-    tally = count(counted, sealed, speakers)
+    tally = count(counted, sealed, speakers, chances if is_blind else None)
     return weigh(
         tally.voices,
         tally.broken,
         policy,
         speakers=speakers,
-        pairs=tally.opened.pairs,
-        sealed=tally.opened.sealed,
+        opened=tally.opened,
         is_blind=is_blind,
     )
 
@@ -145,9 +150,14 @@ class Tally:
     opened: Opened
 
 
-def count(runs: Sequence[Run], commits: Iterable[Sealed], speakers: Mapping[bytes, Voice]) -> Tally:
+def count(
+    runs: Sequence[Run],
+    commits: Sequence[Sealed],
+    speakers: Mapping[bytes, Voice],
+    chances: Mapping[Voice, float] | None = None,
+) -> Tally:
     """Count a cell's runs, of keys that a reader listens to."""
-    opened = open_commits(runs, commits, speakers)
+    opened = open_commits(runs, commits, speakers, chances)
     broken: dict[str, int] = {}
     voices: dict[Outcome, list[bytes]] = {}
     for place, run in enumerate(runs):
@@ -168,8 +178,7 @@ def weigh(
     policy: ReaderPolicy,
     *,
     speakers: Mapping[bytes, Voice],
-    pairs: Pairs | None = None,
-    sealed: tuple[bytes, ...] = (),
+    opened: Opened = NOTHING_OPENED,
     is_blind: bool = False,
 ) -> Finding:
     """The verdict, from the keys that count and what each of them said in any of its runs.
@@ -179,17 +188,17 @@ def weigh(
     """
     if not voices:
         verdict = Verdict.BROKEN if broken else Verdict.PENDING
-        return Finding(verdict=verdict, broken=broken, sealed=sealed)
+        return Finding(verdict=verdict, broken=broken, sealed=opened.sealed)
     groups: dict[bytes, dict[Outcome, Sequence[bytes]]] = {}
     for outcome, authors in voices.items():
         groups.setdefault(outcome.comparable, {})[outcome] = authors
     best: Finding | None = None
     for comparable in sorted(groups):
-        finding = _weigh_comparable(groups[comparable], policy, speakers, pairs or {}, is_blind)
+        finding = _weigh_comparable(groups[comparable], policy, speakers, opened, is_blind)
         if best is None or _weight(finding, policy) > _weight(best, policy):
             best = finding
     assert best is not None
-    return replace(best, broken=broken, sealed=sealed)
+    return replace(best, broken=broken, sealed=opened.sealed)
 
 
 def _independent(authors: Iterable[bytes], speakers: Mapping[bytes, Voice]) -> set[Voice]:
@@ -201,7 +210,7 @@ def _weigh_comparable(
     voices: Mapping[Outcome, Sequence[bytes]],
     policy: ReaderPolicy,
     speakers: Mapping[bytes, Voice],
-    pairs: Pairs,
+    opened: Opened,
     is_blind: bool,
 ) -> Finding:
     found = agreement.weigh(
@@ -210,10 +219,12 @@ def _weigh_comparable(
         sorted(voices, key=lambda outcome: outcome[1:]),
         needed=policy.agreeing,
         is_blind=is_blind,
-        pairs=pairs,
+        pairs=opened.pairs,
     )
     first = found.first
-    if found.state is State.STANDS:
+    voices_first = _independent(voices[first], speakers)
+    on_record = found.state is State.ALONE and bool(voices_first & opened.spared)
+    if found.state is State.STANDS or on_record:
         verdict = Verdict.CONFIRMED_FAIL if first.failed > 0 else Verdict.CONFIRMED_PASS
     else:
         verdict = _OPEN[found.state]
@@ -235,6 +246,7 @@ def _weigh_comparable(
         supporters=tuple(sorted(set(voices[first]) - wavering)),
         dissent=tuple(sorted({a for o in voices if o != first for a in voices[o]} - wavering)),
         wavering=tuple(sorted(wavering)),
+        on_record=on_record,
     )
 
 
@@ -390,3 +402,43 @@ def agreement_of(
                     record.agreed += 1
                 else:
                     record.late += 1
+
+
+def add_cell(
+    runs: Sequence[Run],
+    commits: Sequence[Sealed],
+    records: MutableMapping[bytes, Record],
+    *,
+    standing: Standing,
+    is_blind: bool,
+    due: int = 0,
+) -> None:
+    """Add everything that was said of a cell to the records of who said it.
+
+    What forked authors ran is counted, and speaks against nobody. A commit from before
+    ``due`` (milliseconds) that its author left unopened has stalled; a run that is not
+    what its author committed to is void.
+    """
+    speakers = standing.speakers
+    for run in runs:
+        if run.author in standing.forked:
+            records.setdefault(run.author, Record()).runs += 1
+    heard = [run for run in runs if run.author not in standing.forked]
+    mine = [commit for commit in commits if commit.author not in standing.forked]
+    opened = open_commits(heard, mine, speakers)
+    overdue = {commit.author for commit in mine if commit.time < due}
+    for author in overdue & set(opened.sealed):
+        records.setdefault(author, Record()).stalled += 1
+    for place in opened.void:
+        records.setdefault(heard[place].author, Record()).void += 1
+    agreement_of(
+        [
+            (run.author, run.outcome if run.completed else None)
+            for place, run in enumerate(heard)
+            if place not in opened.void
+        ],
+        records,
+        speakers=speakers,
+        pairs=opened.pairs,
+        is_blind=is_blind,
+    )

@@ -192,7 +192,7 @@ class Views:
     def add_commit(self, entry: Entry, commit: Commit, author: int, arrival: int) -> None:
         """Who bound itself to an outcome of a cell."""
         self._db.execute(
-            "INSERT INTO sealed VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO sealed VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 commit.job,
                 commit.cell,
@@ -201,6 +201,7 @@ class Views:
                 entry.id,
                 commit.commitment,
                 entry.header.time,
+                b"" if commit.seen is UNSET else b"".join(commit.seen),
             ),
         )
 

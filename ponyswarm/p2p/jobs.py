@@ -8,15 +8,15 @@ ledger, at the start and as entries are admitted; leases come by gossip and expi
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from msgspec import UNSET
 
-from ponyswarm.agreement import Sealed
+from ponyswarm.agreement import Sealed, Voice
 from ponyswarm.codec import cell_id, commitment, comparable
 from ponyswarm.matrix import cells
-from ponyswarm.messages import BAD_STATUSES, Announce, Cell, Claim, Commit, Entry, Result
+from ponyswarm.messages import BAD_STATUSES, MAX_NAMED, Announce, Cell, Claim, Commit, Entry, Result
 from ponyswarm.p2p.scheduling import (
     EVERYONE,
     FIRM_MS,
@@ -41,6 +41,8 @@ MAX_EARLY = 2_000
 EARLY_MS = 120_000
 MAX_LEASES_PER_CELL = 64
 MAX_ORPHANS = 2_000
+# So many commits that name one are kept.
+MAX_NAMING = 64
 # Who gives a cell back sooner than this after its claim made way for others, as it should.
 GIVE_WAY_MS = FIRM_MS + 5_000
 # Once another has told and named a commit, its author is waited for this long.
@@ -64,6 +66,9 @@ class Job:
     # The cells that lack runs: what is done costs nothing when a choice is made.
     lacking: set[bytes] = field(default_factory=set)
     seconds: dict[bytes, float] = field(default_factory=dict)
+    # Which cell each commit is to, and the commits that name it, with their authors.
+    places: dict[bytes, bytes] = field(default_factory=dict)
+    named: dict[bytes, tuple[tuple[bytes, bytes], ...]] = field(default_factory=dict)
     # Until when each (cell, commit) is waited for.
     lapses: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
 
@@ -98,8 +103,38 @@ class Job:
                 if other.patience != bound:
                     self.cells[other.id] = replace(other, patience=bound)
 
+    def name(self, id_: bytes, by: bytes, author: bytes) -> None:
+        """A commit to another cell names this one."""
+        if len(self.named.get(id_, ())) >= MAX_NAMING:
+            return
+        self.named[id_] = (*self.named.get(id_, ()), (by, author))
+        place = self.places.get(id_)
+        if place is not None:
+            cell = self.cells[place]
+            seals = tuple(
+                replace(seal, named=self.named[id_]) if seal.id == id_ else seal
+                for seal in cell.sealed
+            )
+            self.put(replace(cell, sealed=seals))
+
+    def unnamed(self, me: bytes) -> tuple[bytes, ...]:
+        """Commits whose lot is not drawn yet, for this node's next commit to name."""
+        found = []
+        for id_, place in self.places.items():
+            cell = self.cells[place]
+            voice = cell.standing.voice
+            found += [
+                id_
+                for seal in cell.sealed
+                if seal.id == id_ and not seal.named and not cell.done
+                if cell.is_trusted(seal.author) and voice(seal.author) != voice(me)
+            ]
+        return tuple(found[:MAX_NAMED])
+
     def seal(self, cell: CellState, sealed: Sealed, now: int) -> None:
         """A run of a cell ended, and its author committed to what it gave."""
+        self.places[sealed.id] = cell.id
+        sealed = replace(sealed, named=self.named.get(sealed.id, ()))
         leases = {key: until for key, until in cell.leases.items() if key != sealed.author}
         # An author's clock may be ahead: its window does not last longer for that.
         self.lapses[cell.id, sealed.id] = min(sealed.time, now) + window_ms(self.announce)
@@ -125,6 +160,7 @@ class Jobs:
         self._states: dict[bytes, ProjectState] = {}
         self._standings: dict[bytes, Standing] = {}
         self._early: OrderedDict[tuple[bytes, bytes], tuple[bytes, Claim, int]] = OrderedDict()
+        self._chances: dict[bytes, Mapping[Voice, float]] = {}
 
     def __contains__(self, job: object) -> bool:
         return job in self._jobs
@@ -161,6 +197,7 @@ class Jobs:
                 patience=patience(announce.spec.timeout, {}),
                 standing=standing,
                 check=check,
+                chances=self._chances.get(project, {}),
             )
             for id_, cell in points.items()
         }
@@ -205,6 +242,16 @@ class Jobs:
                 job.put(replace(cell, standing=standing, check=check))
         return True
 
+    def records(self, project: bytes, chances: Mapping[Voice, float]) -> bool:
+        """Which operators are not always checked; whether that is news."""
+        if chances == self._chances.get(project, {}):
+            return False
+        self._chances[project] = chances
+        for job in self.of(project):
+            for cell in list(job.cells.values()):
+                job.put(replace(cell, chances=chances))
+        return True
+
     def committed(self, entry: Entry, commit: Commit, now: int) -> bool:
         """Somebody committed to an outcome of a cell."""
         sealed = Sealed(
@@ -213,6 +260,10 @@ class Jobs:
             commitment=commit.commitment,
             time=entry.header.time,
         )
+        job = self._jobs.get(commit.job)
+        if job is not None and job.project == entry.namespace and commit.seen is not UNSET:
+            for id_ in commit.seen:
+                job.name(id_, entry.id, entry.header.author)
         return self._said(entry.namespace, commit.job, commit.cell, sealed, now)
 
     def lapse(self, now: int) -> bool:

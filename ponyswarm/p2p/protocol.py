@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from ponyswarm.agreement import Voice
 from ponyswarm.codec import encode_gossip
 from ponyswarm.errors import LocalError
 from ponyswarm.matrix import matches, service_matches
@@ -26,6 +27,7 @@ from ponyswarm.messages import (
     Entry,
     Ephemeral,
     Interpreter,
+    Later,
     Offer,
     Payload,
     Result,
@@ -411,6 +413,8 @@ class Protocol:
             case Claim():
                 self._take_claim(project, origin, message, now)
                 return []
+            case Later():
+                return []
 
     def _take_claim(self, project: bytes, origin: bytes, claim: Claim, now: int) -> None:
         self._choose_by(self._jobs.claimed(project, origin, claim, now))
@@ -492,6 +496,16 @@ class Protocol:
         """The ledger says whose word counts in a project. To be told before `ended`."""
         if project in self._projects and self._jobs.rights(project, state, forked):
             self._choose_at, self._due = now, 0
+
+    def records(self, project: bytes, chances: Mapping[Voice, float], now: int) -> None:
+        """The ledger says which operators of a project are not always checked."""
+        if project in self._projects and self._jobs.records(project, chances):
+            self._choose_at, self._due = now, 0
+
+    def to_name(self, job: bytes) -> tuple[bytes, ...]:
+        """The commits that this node's next commit to a cell of a job should name."""
+        found = self._jobs.get(job)
+        return () if found is None else found.unnamed(self.me)
 
     def _stop_job(self, job: bytes) -> list[Effect]:
         return [
@@ -656,7 +670,8 @@ class Protocol:
         if self._peers:
             times.append(self._directory_at)
         for secret in self._secrets.values():
-            times.append(max(now, secret.since if secret.asked is None else now) + ALONE_MS)
+            alone = secret.since + ALONE_MS
+            times.append(alone if alone > now else now + ALONE_MS)
         lapse = self._jobs.next_lapse()
         if lapse is not None:
             times.append(lapse)

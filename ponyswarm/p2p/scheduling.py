@@ -45,6 +45,8 @@ OFFER_EVERY_MS = 240_000
 SPARE_RUNS = 2
 REST_MS = 600_000
 LONGEST_REST_MS = 6 * 3_600_000
+# How long a commit of one with a long record waits to be named by another commit.
+LOT_MS = 20_000
 # What a run may take beside its tests before its lease is respected no more.
 PREPARE_MS = 900_000
 # With results of so many authors, a lease is respected for so many times their median.
@@ -75,7 +77,8 @@ class CellState:
     keys in ``let_down`` one claim ended without a result: further ones keep nobody away.
     ``patience`` is how long a lease may be renewed (milliseconds). ``sealed`` are the
     commits to it, ``lapsed`` those of them that nobody waits for any more; ``standing``
-    says whose word counts, and ``check`` how the job is checked.
+    says whose word counts, and ``check`` how the job is checked; ``chances`` are those of
+    operators that are not always checked.
     """
 
     id: bytes
@@ -94,6 +97,7 @@ class CellState:
     lapsed: frozenset[bytes] = frozenset()
     standing: Standing = EVERYONE
     check: CrossCheck = OPEN
+    chances: Mapping[Voice, float] = field(default_factory=dict)
 
     def hears(self, author: bytes, time: int = 0) -> bool:
         """Whether what a key says fills this cell's redundancy."""
@@ -101,6 +105,11 @@ class CellState:
         return self.standing.stands(author, time) and (
             not only_vouched or self.standing.is_vouched(author)
         )
+
+    def is_trusted(self, key: bytes) -> bool:
+        """Whether a key's runs are not always checked by others."""
+        is_blind = self.check.mode == "blind"
+        return is_blind and self.chances.get(self.standing.voice(key), 1.0) < 1
 
     @property
     def spoken(self) -> set[Voice]:
@@ -150,7 +159,7 @@ def still_wanted(cell: CellState) -> int:
     seals = [seal for seal in cell.sealed if cell.hears(seal.author, seal.time)]
     authors = {run.author for run in done} | {seal.author for seal in seals}
     speakers = {author: cell.standing.voice(author) for author in authors}
-    opened = open_commits(done, seals, speakers)
+    opened = open_commits(done, seals, speakers, cell.chances)
     sets: dict[bytes, dict[bytes, set[Voice]]] = {}
     told: set[Voice] = set()
     for place, run in enumerate(done):
@@ -170,6 +179,7 @@ def still_wanted(cell: CellState) -> int:
         sealed=len(waiting - told - {speakers[author] for author in broken}),
         is_blind=cell.check.mode == "blind",
         pairs=opened.pairs,
+        spared=opened.spared,
     )
 
 
@@ -255,8 +265,19 @@ def claim_at(
         for key, offer in offers.items()
         if voice(key) not in spoken and cell.hears(key) and fits(cell, offer)
     }
-    place = rank(cell.id, able).index(me)
+    order = rank(cell.id, able)
+    place = order.index(me)
     rest = rests_until(cell)
+    if not cell.done and not cell.sealed:
+        # Whose record is long goes alone first: it may be that nobody need check it.
+        first = at_it[0] if at_it else order[0]
+        if cell.is_trusted(first):
+            missing = 1 - len(at_it)
+    elif not cell.done and all(
+        cell.is_trusted(seal.author) and not seal.named for seal in cell.sealed
+    ):
+        # Let another's commit name this one, which draws the lot.
+        rest = max(rest, cell.vacant_since + LOT_MS)
     if place < missing:
         return max(cell.vacant_since, rest)
     ended = [until for until in cell.leases.values() if until <= now]

@@ -478,7 +478,7 @@ def test_a_lone_surrogate_is_signed_as_its_escape():
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\x01", b"\x00\x80", b"\x04\x80", b"\x02" + bytes(16_384), b"\x02\x90", b"\x03\x80"],
+    [b"", b"\x01", b"\x00\x80", b"\x04\x90", b"\x02" + bytes(16_384), b"\x02\x90", b"\x03\x80"],
 )
 def test_gossip_that_is_none_is_refused(data):
     with pytest.raises(PeerError):

@@ -11,7 +11,7 @@ from authors import digest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ponyswarm.agreement import Sealed, more_wanted
+from ponyswarm.agreement import Sealed, chance, is_spared, more_wanted
 from ponyswarm.ledger.verdicts import (
     CONFIRMED,
     Finding,
@@ -375,3 +375,45 @@ def test_who_gave_what_most_did_not_give_dissented():
     assert record_of(A, "A:pass B:fail").open == 1
     assert record_of(A, "A:pass B:fail/B").alone == 1
     assert record_of(A, "A!timeout").broken == 1
+
+
+# --- long records -----------------------------------------------------------------------------
+
+
+def sealed(named: tuple[tuple[bytes, bytes], ...] = ()) -> Sealed:
+    return Sealed(id=commit_of(A), author=A, commitment=digest("x"), named=named)
+
+
+def test_ten_checked_runs_in_a_row_make_a_record_and_the_floor_bounds_it():
+    assert [chance(streak, 5) for streak in (0, 9, 10, 20, 1000)] == [1, 1, 1 / 10, 1 / 20, 1 / 20]
+
+
+def test_a_run_is_spared_only_after_another_voice_named_its_commit():
+    odds, speakers = {"x": 1e-9}, {A: "x", B: "x", C: "y"}
+    assert not is_spared(sealed(), speakers, odds)
+    assert not is_spared(sealed(((digest("e"), B),)), speakers, odds)
+    assert is_spared(sealed(((digest("e"), C),)), speakers, odds)
+    assert not is_spared(sealed(((digest("e"), C),)), speakers, {})
+
+
+@given(st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=6, unique=True))
+def test_a_further_lot_only_ever_adds_a_check(lots):
+    speakers, odds = {A: "x", C: "y"}, {"x": 0.3}
+    spared = [
+        is_spared(sealed(tuple((lot, C) for lot in lots[: n + 1])), speakers, odds)
+        for n in range(len(lots))
+    ]
+    assert spared == sorted(spared, reverse=True)
+
+
+def test_a_spared_outcome_is_confirmed_on_record_and_no_longer_when_the_record_is_gone():
+    runs, (commit,) = told("A:pass()")
+    standing = Standing(operators={A: "x", C: "y"})
+    commits = [replace(commit, named=((digest("e"), C),))]
+    facts = {"commits": commits, "is_blind": True}
+    found = judge(runs, TWO, standing, chances={"x": 1e-9}, **facts)
+    assert (found.verdict, found.on_record, found.agree) == (Verdict.CONFIRMED_PASS, True, 1)
+    assert judge(runs, TWO, standing, **facts).verdict is Verdict.UNCONFIRMED
+    differs = [*runs, ran(B, "fail")]
+    found = judge(differs, TWO, standing, chances={"x": 1e-9}, **facts)
+    assert (found.verdict, found.on_record) == (Verdict.DISPUTED, False)
