@@ -492,7 +492,7 @@ def _status(
         reached_at=opened_node.connectivity.addresses(),
         reach=opened_node.connectivity.words(),
         sandbox=words,
-        interpreters=tuple(f"{i.implementation} {i.version}" for i in installed),
+        interpreters=tuple(i.name.replace("-", " ", 1) for i in installed),
         peers=tuple(
             status.PeerLine(peer=keys.peer_id(peer), address=network.remote_address(peer) or "")
             for peer in network.peers()

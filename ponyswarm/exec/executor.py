@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import platform
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import trio
 
-from ponyswarm.errors import InfraError, LocalError, PeerError
+from ponyswarm.errors import InfraError, LocalError, PeerError, PonySwarmError
 from ponyswarm.exec import cgroup, eviction, process, provisioning, source
 from ponyswarm.exec.bytecode import TestBytecode
 from ponyswarm.exec.environment import REPORT_FOLDER, Environments, Hold, installed
@@ -141,7 +140,6 @@ class Executor:
         self._holds = sandbox
         self._services = services
         self._cache_bytes = cache_bytes
-        self._tidied = -math.inf
         self._counter = 0
         self._mark = hashlib.sha256(os.fsencode(scratch.absolute())).hexdigest()[:8]
         self._unpacking: dict[str, trio.Lock] = {}
@@ -216,18 +214,21 @@ class Executor:
         await trio.to_thread.run_sync(eviction.evict, self._cache, 0, time.time())
 
     async def _tidy(self) -> None:
-        """Keep the cache within its limit; looked at now and then."""
-        now = trio.current_time()
-        if self._cache_bytes is None or now - self._tidied < TIDY_SECONDS:
+        """Keep the cache within its limit; looked at now and then, whichever process runs."""
+        if self._cache_bytes is None or not _is_time(self._cache / "tidied"):
             return
-        self._tidied = now
-        wheels = await trio.to_thread.run_sync(eviction.size_of, self.environments.uv_cache)
-        if wheels > self._cache_bytes // 2:
-            # uv waits for its own runs under way, ours among them.
-            await self.environments.uv_run(["cache", "clean"], TIDY_SECONDS)
-            wheels = 0
-        room = max(0, self._cache_bytes - wheels)
-        done = await trio.to_thread.run_sync(eviction.evict, self._cache, room, time.time())
+        try:
+            wheels = await trio.to_thread.run_sync(eviction.size_of, self.environments.uv_cache)
+            if wheels > self._cache_bytes // 2:
+                # uv waits for its own runs under way, ours among them.
+                await self.environments.uv_run(["cache", "clean"], TIDY_SECONDS)
+                wheels = 0
+            room = max(0, self._cache_bytes - wheels)
+            done = await trio.to_thread.run_sync(eviction.evict, self._cache, room, time.time())
+        except (OSError, PonySwarmError) as fault:
+            # No reason to lose the outcome of the run that was just made.
+            log.warning("the cache could not be tidied: %s", fault)
+            return
         if done.items:
             log.info(
                 "removed %d unused items, %d MiB, from the cache", done.items, done.freed >> 20
@@ -566,6 +567,18 @@ class Executor:
             yield folder
         finally:
             source.remove(folder)
+
+
+def _is_time(stamp: Path) -> bool:
+    """Whether the file was not touched for a while; touches it then."""
+    try:
+        if 0 <= time.time() - stamp.stat().st_mtime < TIDY_SECONDS:
+            return False
+    except OSError:
+        pass
+    with suppress(OSError):
+        stamp.touch()
+    return True
 
 
 def _explains(tests: tuple[TestOutcome, ...]) -> bool:

@@ -78,3 +78,20 @@ def test_unused_items_make_room_and_without_any_it_is_the_disks_fault(small_disk
     (small_disk / "mine").write_bytes(b"x" * 20 * MB)
     with pytest.raises(DiskFull, match="free some of it"):
         run(runs, tmp_path)
+
+
+def test_a_run_leaves_the_cache_within_its_limit(tmp_path):
+    unused = tmp_path / "cache" / "sources" / "unused"
+    with held(unused):
+        unused.mkdir(parents=True)
+        (unused / "data").write_bytes(b"x" * 3 * MB)
+    runs = Executor(
+        cache=tmp_path / "cache",
+        scratch=tmp_path / "scratch",
+        limits=SMALL,
+        sandbox=holds(),
+        cache_bytes=12 * MB,
+    )
+    assert run(runs, tmp_path).state == "completed"
+    assert not unused.exists()
+    assert len(list((tmp_path / "cache" / "sources").glob("*/"))) == 1
