@@ -189,7 +189,7 @@ class TestBytecode:
     ) -> None:
         place.mkdir(parents=True, exist_ok=True)
         listing, archive = channels / "wanted", channels / "tests.tar"
-        compiled = place / f"{environment.name}.partial-{os.getpid()}-{id(listing)}"
+        compiled = place / f"{id(listing)}.partial-{os.getpid()}"
         listing.write_text("".join(f"{module.path}\n" for module in missing), "utf-8")
         listing.chmod(0o644)
         packages = " ".join(

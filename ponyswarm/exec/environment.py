@@ -147,6 +147,7 @@ class Environments:
         self.uv_cache = cache / "uv"
         self._app_data = cache / "virtualenv"
         self._tools = cache / "tools"
+        self._bytecode = cache / "bytecode"
         self._busy: dict[str, trio.Lock] = {}
         self.uv = uv_binary()
 
@@ -239,7 +240,8 @@ class Environments:
 
     def sweep(self) -> None:
         """Remove what a killed process left half made."""
-        for folder in (self._environments, self._projects):
+        kept = (self._environments, self._projects, self._tools, *self._bytecode.glob("*"))
+        for folder in kept:
             for path in folder.glob("*.partial-*"):
                 if not _alive(path.name.rpartition("-")[2]):
                     source.remove(path) if path.is_dir() else path.unlink(missing_ok=True)

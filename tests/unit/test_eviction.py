@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 from ponyswarm.exec import eviction
+from ponyswarm.exec.environment import Environments
 from ponyswarm.exec.eviction import evict, held, items
 
 NOW = 1_800_000_000.0
@@ -123,3 +124,17 @@ def test_a_sweep_takes_what_a_killed_eviction_left(tmp_path):
     path.rename(path.with_name("one.evicted-123"))
     eviction.sweep(tmp_path)
     assert list((tmp_path / "sources").iterdir()) == []
+
+
+def test_what_a_killed_process_left_half_made_goes_at_the_next_start(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [
+        tmp_path / place / f"x.partial-{dead.pid}"
+        for place in ("environments", "projects", "tools", "bytecode/environment")
+    ]
+    alive = tmp_path / "environments" / f"x.partial-{os.getppid()}"
+    for path in (*left, alive):
+        path.mkdir(parents=True)
+    Environments(tmp_path).sweep()
+    assert [path.exists() for path in (*left, alive)] == [False] * len(left) + [True]
