@@ -26,7 +26,7 @@ _DNS_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?\
 
 _DNSADDR = re.compile(r"/dnsaddr/(?P<host>[^/\s]+)(?:/p2p/(?P<peer>[1-9A-HJ-NP-Za-km-z]+))?/?")
 _CIRCUIT = "/p2p-circuit/p2p/"
-# Transports of libp2p that this node does not speak (docs/adr/0014-tcp-only.md).
+# Transports of libp2p that this node does not speak (docs/adr/0017-tcp-only.md).
 _OTHER_TRANSPORT = re.compile(
     r"/(?:ip4|ip6|dns4|dns6|dns)/[^/\s]+/(?:udp/\d{1,5}|tcp/\d{1,5}/(?:ws|wss|tls|http|https)(?=/|$))"
     r"(?:/[^/\s]+)*/?"

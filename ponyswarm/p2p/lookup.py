@@ -5,7 +5,7 @@ distance is the exclusive or, as in Kademlia. A node that follows a project show
 record to the peers nearest to the project's point, and asks the same ones who else did;
 each names whom it knows still nearer, so a few questions lead there from anywhere. The
 question is that of `p2p.peers`, the record proves itself, and a peer that lies can hide
-others but invent none. Why not libp2p's own table: docs/adr/0015-own-lookup.md.
+others but invent none. Why not libp2p's own table: docs/adr/0018-own-lookup.md.
 
 Pure: `Search` says whom to ask next, `Exchange` asks.
 """
