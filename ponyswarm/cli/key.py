@@ -62,7 +62,8 @@ def rotate(home: Home, as_json: bool) -> None:
             if seals.count():
                 raise LocalError(
                     "this key has committed to outcomes that it has not told yet, and only it can: "
-                    "let the node run until 'ponyswarm status' shows none, then rotate"
+                    "start the node and let it run until it has told them (it waits for others "
+                    "to run the same cells), then rotate"
                 )
     heir = rotating.successor(home.key)
     with opened(home) as session:

@@ -45,8 +45,8 @@ MAX_ORPHANS = 2_000
 MAX_NAMING = 64
 # Who gives a cell back sooner than this after its claim made way for others, as it should.
 GIVE_WAY_MS = FIRM_MS + 5_000
-# Once another has told and named a commit, its author is waited for this long.
-TELL_MS = 600_000
+# Once another has told and named a commit, or enough have committed, it is waited for so long.
+TELL_MS = 180_000
 # How much later than due a renewal of a peer that we lost may come by way of others.
 DOUBT_MS = 5_000
 
@@ -139,6 +139,12 @@ class Job:
         # An author's clock may be ahead: its window does not last longer for that.
         self.lapses[cell.id, sealed.id] = min(sealed.time, now) + window_ms(self.announce)
         self.put(replace(cell, sealed=(*cell.sealed, sealed), leases=leases, vacant_since=now))
+        if cell.id not in self.lacking:
+            # Enough have committed, so all of them tell now. Who does not keeps others waiting
+            # no longer: two keys that never tell could hold every cell up for a window.
+            for place, end in self.lapses.items():
+                if place[0] == cell.id:
+                    self.lapses[place] = min(end, now + TELL_MS)
 
     def lapse(self, now: int) -> bool:
         """Wait no more for commits whose window has ended; whether there were any."""

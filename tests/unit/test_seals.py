@@ -16,7 +16,9 @@ from ponyswarm.ledger.seals import Seals
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Commit, Entry, Payload, Result
 from ponyswarm.p2p.effects import Effect, Reveal
+from ponyswarm.p2p.jobs import TELL_MS
 from ponyswarm.p2p.protocol import ALONE_MS, Capacity, Protocol
+from ponyswarm.p2p.scheduling import still_wanted
 from ponyswarm.policy import window_ms
 from ponyswarm.sealing import Sealing
 
@@ -194,3 +196,15 @@ def test_whoever_committed_keeps_no_lease_and_runs_no_more():
     assert scene.protocol.mine == {}
     scene.commit(Author(51))
     assert scene.protocol.why_idle(scene.now) == {}
+
+
+def test_two_that_commit_and_never_tell_hold_a_cell_up_for_minutes_and_not_for_a_window():
+    scene = Scene()
+    scene.protocol.lost(scene.cell)
+    scene.commit(Author(51))
+    job = scene.protocol._jobs.get(scene.job.id)
+    assert job is not None
+    assert job.open_cells == []
+    scene.reveals(TELL_MS + 1)
+    (cell,) = job.open_cells
+    assert still_wanted(cell) == 2
