@@ -263,13 +263,12 @@ def pages_beside(home: Home, port: int | None, *, wanted: bool) -> Pages | None:
     """The web pages of this home, listening already; None when nobody wants them here."""
     if port is None and not wanted:
         return None
+    from ponyswarm.cli.web import site
     from ponyswarm.web import server
-    from ponyswarm.web.site import Site
 
     listening = server.listen("127.0.0.1", port or server.DEFAULT_PORT)
     log.info("the pages are at %s", server.address(listening))
-    site = Site(ledger=home.ledger, blobs=home.blobs, status_file=home.status)
-    return partial(server.serve, site, listening)
+    return partial(server.serve, site(home), listening)
 
 
 async def _until_idle(opened_node: Node, scope: trio.CancelScope) -> None:
