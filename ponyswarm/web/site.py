@@ -36,7 +36,7 @@ class Site:
     """The files of one home, for reading."""
 
     def __init__(self, *, ledger: Path, blobs: Path, status_file: Path) -> None:
-        self.tail = Tail(ledger)
+        self.tail = Tail(ledger, status_file)
         self.ledger = ledger
         self._blobs = blobs
         self._status = status_file

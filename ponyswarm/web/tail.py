@@ -36,6 +36,8 @@ class News:
     jobs: frozenset[bytes] = frozenset()
     projects: frozenset[bytes] = frozenset()
     everything: bool = False
+    node: bool = False
+    """Whether the node here said something new of itself."""
 
     def concerns(self, topic: bytes | None) -> bool:
         """Whether it is news for a page about one job or project; None is about all."""
@@ -55,10 +57,13 @@ class Look:
 
 
 class Tail:
-    """``ledger`` may not be there yet: it is looked for until it is."""
+    """``ledger`` may not be there yet: it is looked for until it is. ``status`` is the file
+    that a node writes while it runs."""
 
-    def __init__(self, ledger: Path) -> None:
+    def __init__(self, ledger: Path, status: Path) -> None:
         self._path = ledger
+        self._status = status
+        self._said = 0
         self._reader: Reader | None = None
         self._last = Look()
         self.turn = 1
@@ -88,6 +93,9 @@ class Tail:
         elif self._last.arrival < 0:
             # There is no ledger yet: all that comes will be new.
             self._last = replace(self._last, arrival=0)
+        before, self._said = self._said, _written(self._status)
+        if self._said != before:
+            self._tell(News(node=True))
 
     def _look(self, last: Look) -> Look | None:
         try:
@@ -117,6 +125,9 @@ class Tail:
             # What is forgotten would look unchanged: so everything counts as changed.
             self._jobs.clear()
             self._base = self.turn
+        self._tell(news)
+
+    def _tell(self, news: News) -> None:
         for listener in self._listeners:
             try:
                 listener.send_nowait(news)
@@ -138,6 +149,14 @@ class Tail:
             self._listeners.discard(send)
             send.close()
             receive.close()
+
+
+def _written(path: Path) -> int:
+    """When a file was last written; 0 when it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def look(reader: Reader, last: Look) -> Look:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import trio
 from authors import Author
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -38,7 +39,7 @@ from ponyswarm.web.guard import host_name
 from ponyswarm.web.pages.coverage import able
 from ponyswarm.web.pages.job import Place, grid
 from ponyswarm.web.pages.test import FAILS, MIXED, PASSES, UNKNOWN, Column, conclude
-from ponyswarm.web.tail import Look, look
+from ponyswarm.web.tail import Look, News, look
 
 
 @pytest.fixture(scope="module")
@@ -556,6 +557,31 @@ def test_a_look_tells_which_jobs_changed_and_the_matrix_is_worked_out_again(
         assert sum(cell.runs for cell in again) == sum(cell.runs for cell in first) + 1
         assert look(reader, after).news == look(reader, after).news
     home.close()
+
+
+def test_an_open_front_page_hears_of_the_node_and_of_the_first_entries(tmp_path: Path) -> None:
+    home = WebHome(tmp_path / "home")
+    site = home.site()
+
+    async def listen() -> list[News]:
+        heard = []
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(site.tail.run)
+                async with site.tail.changes() as changes:
+                    tell(home)
+                    heard.append(await changes.receive())
+                    home.found(Author(1), "first")
+                    heard.append(await changes.receive())
+                nursery.cancel_scope.cancel()
+        return heard
+
+    node, entry = trio.run(listen)
+    home.close()
+    assert node.node
+    assert node.concerns(None)
+    assert not node.concerns(bytes(32))
+    assert len(entry.projects) == 1
 
 
 def site_policy(job: object) -> object:
