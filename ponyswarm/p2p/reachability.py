@@ -78,8 +78,8 @@ class Reachability:
         self._due = trio.current_time()
         if network.addresses and all(is_loopback(one) for one in network.addresses):
             self.reach = Reach.LOCAL
-            if carry == "yes":
-                network.relay.open(limits)
+        if carry == "yes":
+            network.relay.open(limits)
 
     async def run(self) -> None:
         """Ask, answer, be relayed, punch: for ever."""
@@ -206,8 +206,6 @@ class Reachability:
     def _changed(self) -> None:
         if self._carry == "auto":
             self._network.relay.open(self._limits if self.reach is Reach.OPEN else None)
-        elif self._carry == "yes" and not self._network.relay.offered:
-            self._network.relay.open(self._limits)
         own = [one.partition("/p2p/")[0] for one in self.addresses() if "p2p-circuit" not in one]
         self._network.announce(own)
 

@@ -25,7 +25,7 @@ def run(body):
 
 
 @asynccontextmanager
-async def joined(*calls, table=None):
+async def joined(*calls, table=None, **options):
     """A node that keeps in touch, and calls ``calls`` first."""
     key = SecretKey.generate()
     refused = []
@@ -37,7 +37,7 @@ async def joined(*calls, table=None):
         async with trio.open_nursery() as nursery:
             made.table = table or PeerTable()
             made.judged = refused
-            connectivity = Connectivity(calls, made.table)
+            connectivity = Connectivity(calls, made.table, **options)
             nursery.start_soon(
                 connectivity.run,
                 key,
@@ -165,5 +165,15 @@ def test_a_knock_that_another_key_answers_is_no_knock():
             assert asker.network.peer in asked.network.peers()
             await trio.sleep(0.2)
             assert not asker.refused
+
+    run(body)
+
+
+def test_an_owner_says_whether_a_node_relays():
+    async def body():
+        async with joined(carry="yes") as willing, joined(carry="no") as unwilling:
+            await until(lambda: willing.network.relay.offered, what="the relay")
+            await trio.sleep(0.5)
+            assert not unwilling.network.relay.offered
 
     run(body)
