@@ -87,7 +87,10 @@ def _packed(path: Path, data: bytes, commit: str, spec_file: Path | None) -> Pac
     note = ""
     with tempfile.TemporaryDirectory(prefix="ponyswarm-announce-") as folder:
         tree = _unpacked(data, name, Path(folder))
-        named = source.named(tree)
+        try:
+            named = source.named(tree)
+        except PeerError as fault:
+            raise LocalError(f"{path}: {fault}; mend that file, then try again") from fault
         if spec_file is not None:
             spec = from_pyproject(spec_file.read_text("utf-8"), spec_file.name)
         else:
@@ -121,7 +124,10 @@ def _unpacked(data: bytes, name: str, folder: Path) -> Path:
     try:
         return source.unpack(archive, folder / "tree")
     except PeerError as fault:
-        raise LocalError(f"{name} is not a source archive that can be used: {fault}") from fault
+        raise LocalError(
+            f"{name} is not a source archive that can be used ({fault}): announce a git checkout "
+            "or an sdist as 'python -m build --sdist' makes it"
+        ) from fault
 
 
 async def lock(

@@ -291,7 +291,9 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as fault:
         raise LocalError(f"{path} is not UTF-8 text: save it as UTF-8") from fault
     except OSError as fault:
-        raise LocalError(f"{path} cannot be read: {fault.strerror}") from fault
+        raise LocalError(
+            f"{path} cannot be read: {fault.strerror}; 'ponyswarm doctor' says what to do"
+        ) from fault
 
 
 def parse(text: str, source: str = "ponyswarm.ini") -> Settings:
@@ -300,7 +302,10 @@ def parse(text: str, source: str = "ponyswarm.ini") -> Settings:
     try:
         ini.read_string(text.removeprefix("\ufeff"), source)
     except IniError as fault:
-        raise LocalError(f"{source} is no ini file: {' '.join(str(fault).split())}") from fault
+        raise LocalError(
+            f"{source} is no ini file ({' '.join(str(fault).split())}): mend that line, or have it "
+            "written anew with 'ponyswarm init --force'"
+        ) from fault
     for section in ini.sections():
         if section not in _KEYS and section not in _OPEN:
             known = (*_KEYS, *_OPEN)
@@ -541,7 +546,10 @@ def write(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(fresh, target)
     except OSError as fault:
-        raise LocalError(f"{path} cannot be written: {fault.strerror}") from fault
+        raise LocalError(
+            f"{path} cannot be written: {fault.strerror}; check who owns the folder, and that "
+            "there is room"
+        ) from fault
     finally:
         with contextlib.suppress(OSError):
             fresh.unlink()

@@ -40,7 +40,9 @@ class Home:
             try:
                 return cls.under(Path(chosen).expanduser().absolute())
             except RuntimeError as fault:
-                raise LocalError(f"the home {str(chosen)!r} cannot be found: {fault}") from fault
+                raise LocalError(
+                    f"the home {str(chosen)!r} cannot be found ({fault}): name a full path"
+                ) from fault
         from platformdirs import PlatformDirs
 
         dirs = PlatformDirs("ponyswarm", appauthor=False)

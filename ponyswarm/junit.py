@@ -87,7 +87,9 @@ def write(path: Path, title: str, ended: Sequence[Ended]) -> None:
     try:
         document(title, ended).write(str(path), pretty=True)
     except OSError as fault:
-        raise LocalError(f"{path} cannot be written: {fault.strerror}") from fault
+        raise LocalError(
+            f"{path} cannot be written: {fault.strerror}; name another file by --junit"
+        ) from fault
 
 
 def _case(test: TestOutcome | TestRecord) -> TestCase:

@@ -62,9 +62,9 @@ def parse_peer_id(text: str) -> bytes:
     try:
         raw = bytes(base58.b58decode(text.strip()))
     except ValueError as fault:
-        raise LocalError(f"{text!r} is not a key: a key looks like 12D3KooW…") from fault
+        raise LocalError(f"{text!r} is not a key: write one such as 12D3KooW…") from fault
     if len(raw) != len(_PEER_ID_PREFIX) + KEY_SIZE or not raw.startswith(_PEER_ID_PREFIX):
-        raise LocalError(f"{text!r} is not an Ed25519 peer id: a key looks like 12D3KooW…")
+        raise LocalError(f"{text!r} is not an Ed25519 peer id: write one such as 12D3KooW…")
     return raw[len(_PEER_ID_PREFIX) :]
 
 
@@ -104,7 +104,10 @@ def load(path: Path) -> SecretKey:
     except FileNotFoundError as fault:
         raise LocalError(f"there is no key at {path}: make one with 'ponyswarm init'") from fault
     except (OSError, UnicodeDecodeError) as fault:
-        raise LocalError(f"the key at {path} cannot be read: {fault}") from fault
+        raise LocalError(
+            f"the key at {path} cannot be read: {fault}; check who owns it, or restore it from a "
+            "backup"
+        ) from fault
     if os.name == "posix" and mode & 0o077:
         raise LocalError(
             f"the key at {path} can be read by other users: close it with 'chmod 600 {path}'"
@@ -124,7 +127,10 @@ def save(path: Path, key: SecretKey) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as fault:
-        raise LocalError(f"there is a key at {path} already; it is never replaced") from fault
+        raise LocalError(
+            f"there is a key at {path} already, and it is never replaced: for another one choose "
+            "another home with --home DIR"
+        ) from fault
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(key.seed.hex() + "\n")
         file.flush()

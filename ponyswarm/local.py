@@ -120,7 +120,9 @@ async def prepare(
     try:
         tree = await executor.tree(archive, digest)
     except PonySwarmError as fault:
-        raise LocalError(f"{path} is not a source that can be used: {fault}") from fault
+        raise LocalError(
+            f"{path} is not a source that can be used ({fault}): name a git checkout or an sdist"
+        ) from fault
     if spec_file is not None:
         spec = from_pyproject(spec_file.read_text("utf-8"), spec_file.name)
     else:

@@ -509,7 +509,9 @@ class ReaderPolicy:
             return cls(agreeing=agreeing, vouched_only=True)
         chosen = frozenset(parse_peer_id(part) for part in text.split(",") if part.strip())
         if not chosen:
-            raise LocalError("a policy is 'all', 'vouched', or keys separated by commas")
+            raise LocalError(
+                "this is no policy: write 'all', 'vouched', or keys separated by commas"
+            )
         return cls(agreeing=agreeing, keys=chosen)
 
     def counts(self, author: bytes, standing: Standing) -> bool:

@@ -49,7 +49,9 @@ class Session:
         entry = self.journal.sign(payload, project=project, now=now)
         judgement = self.store.append(entry, now)
         if not isinstance(judgement, Accept | Duplicate):
-            raise LocalError(f"the ledger did not take the entry: {judgement}")
+            raise LocalError(
+                f"the ledger did not take the entry: {judgement}; 'ponyswarm fsck' checks it"
+            )
         return entry
 
     def check(self, payload: Payload, project: bytes, now: int) -> None:
@@ -68,12 +70,16 @@ class Session:
                 self.key, payload, project=project, nonce=bytes(8), seq=0, prev=ZERO, time=now
             )
         except PeerError as fault:
-            raise LocalError(f"this cannot be published: {fault}") from fault
+            raise LocalError(
+                f"this cannot be published ({fault}): an entry holds 8 KiB; make it shorter"
+            ) from fault
         reason = draft_refusal(state, draft, payload)
         if reason is None:
             return
         if state is None:
-            raise LocalError(f"this project record is not valid ({reason})")
+            raise LocalError(
+                f"this project record is not valid ({reason}): check its keys and its threshold"
+            )
         raise LocalError(
             f"the record of {state.record.name!r} does not allow this to your key "
             f"{keys.peer_id(self.key.public)} ({reason}): ask one of its roots to add it"

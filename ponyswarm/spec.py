@@ -30,7 +30,7 @@ def from_pyproject(text: str, name: str = "pyproject.toml") -> Spec:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as fault:
-        raise LocalError(f"{name} is not valid TOML: {fault}") from fault
+        raise LocalError(f"{name} is not valid TOML ({fault}): mend that line") from fault
     table = document.get("tool", {}).get("ponyswarm")
     if table is None:
         raise LocalError(

@@ -129,7 +129,9 @@ def export(
     try:
         output.write_bytes(data)
     except OSError as fault:
-        raise LocalError(f"{output} cannot be written: {fault.strerror}") from fault
+        raise LocalError(
+            f"{output} cannot be written: {fault.strerror}; name another file by -o"
+        ) from fault
     facts = {
         "entry": entry.id.hex(),
         "file": str(output),
@@ -226,7 +228,9 @@ def _frames(home: Home, project: str, output: Path, *, as_json: bool) -> None:
     try:
         count = dump.write(output, home.ledger, chosen)
     except OSError as fault:
-        raise LocalError(f"{output} cannot be written: {fault.strerror}") from fault
+        raise LocalError(
+            f"{output} cannot be written: {fault.strerror}; name another file by -o"
+        ) from fault
     if as_json:
         print_json({"file": str(output), "entries": count})
     else:
@@ -245,7 +249,10 @@ def find(reader: Reader, text: str, author: bytes | None) -> Entry:
     if author is not None:
         results = [entry for entry in results if entry.header.author == author]
     if not results:
-        raise LocalError(f"the cell {text!r} has no such result here yet")
+        raise LocalError(
+            f"the cell {text!r} has no such result here yet: "
+            f"'ponyswarm show {text}' shows those it has"
+        )
     return results[-1]
 
 

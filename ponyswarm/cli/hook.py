@@ -175,7 +175,10 @@ def announce_(home: Home, path: Path, commits: tuple[str, ...], project: str) ->
             for commit in commits or (_head(path),):
                 _announce(home, path, commit, project)
     except Timeout as fault:
-        raise LocalError("an announcement before this one has not ended in an hour") from fault
+        raise LocalError(
+            "an announcement before this one has not ended in an hour: look for it with "
+            "'ponyswarm hook show', end it, then announce by hand"
+        ) from fault
 
 
 def _announce(home: Home, path: Path, commit: str, project: str) -> None:

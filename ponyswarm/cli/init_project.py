@@ -53,4 +53,7 @@ def _write(pyproject: Path, made: proposal.Proposal) -> None:
         before = pyproject.read_bytes().decode("utf-8") if pyproject.exists() else ""
         pyproject.write_bytes(proposal.added_to(before, made).encode())
     except OSError as fault:
-        raise LocalError(f"{pyproject} cannot be written: {fault.strerror}") from fault
+        raise LocalError(
+            f"{pyproject} cannot be written: {fault.strerror}; without --write the proposal is "
+            "only printed"
+        ) from fault

@@ -376,7 +376,10 @@ def _state(home: Home, session: Session, name: str) -> ProjectState:
     with Reader(home.ledger) as reader:
         state = session.store.state(reader.find_project(name))
     if state is None:
-        raise LocalError(f"the record of {name!r} is not in this ledger yet")
+        raise LocalError(
+            f"the record of {name!r} is not in this ledger yet: let 'ponyswarm node' run until "
+            "it came"
+        )
     return state
 
 

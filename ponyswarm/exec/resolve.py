@@ -117,7 +117,9 @@ async def _compile(
         if not ended.good:
             why = ended.output.decode("utf-8", "replace").strip()[-1500:]
             if "error sending request" in why or "Failed to fetch" in why:
-                raise InfraError(f"the package index does not answer: {why}")
+                raise InfraError(
+                    f"the package index does not answer: {why}; check the network, then try again"
+                )
             raise LocalError(
                 f"the dependencies for Python {interpreter.version} do not resolve: {why}"
             )

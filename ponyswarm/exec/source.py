@@ -225,12 +225,22 @@ def pack(repository: Path, commit: str = "HEAD") -> tuple[bytes, str]:
     Not ``git archive``: that leaves out, by ``export-ignore``, the tests of many
     projects. Submodules are left out.
     """
-    resolved = _git(repository, "rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}")
+    try:
+        resolved = _git(
+            repository, "rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}"
+        )
+    except LocalError as fault:
+        raise LocalError(
+            f"there is no commit {commit!r} in {repository}: 'git log' shows those there are, and "
+            "'git commit' makes a first one"
+        ) from fault
     id_ = resolved.decode().strip()
     listing = _git(repository, "ls-tree", "-r", "-z", "--full-tree", id_)
     entries = sorted(_entries(listing))
     if not entries:
-        raise LocalError(f"git tracks no file at {commit} in {repository}")
+        raise LocalError(
+            f"git tracks no file at {commit} in {repository}: 'git add' and 'git commit' some"
+        )
     ids = "".join(f"{object_}\n" for _, _, object_ in entries).encode()
     blobs = io.BytesIO(_git(repository, "cat-file", "--batch", stdin=ids))
     return _archive((path, mode, _blob(blobs)) for path, mode, _ in entries), id_
@@ -281,7 +291,9 @@ def _on_disk(repository: Path, path: str) -> Iterator[tuple[str, str, bytes]]:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as fault:
-        raise LocalError(f"{place} cannot be read: {fault.strerror}") from fault
+        raise LocalError(
+            f"{place} cannot be read: {fault.strerror}; check who owns it, or 'git rm' it"
+        ) from fault
 
 
 def _archive(files: Iterator[tuple[str, str, bytes]]) -> bytes:
@@ -334,7 +346,7 @@ def _git(repository: Path, *arguments: str, stdin: bytes | None = None) -> bytes
             timeout=120,
         )
     except (OSError, subprocess.TimeoutExpired) as fault:
-        raise LocalError(f"git does not run: {fault}") from fault
+        raise LocalError(f"git does not run: {fault}; install git, then try again") from fault
     if done.returncode != 0:
         why = done.stderr.decode("utf-8", "replace").strip()
         raise LocalError(f"git {arguments[0]} failed in {repository}: {why}")

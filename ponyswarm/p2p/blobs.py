@@ -142,7 +142,9 @@ class BlobStore:
             with self._part(blob).open("ab") as file:
                 file.write(data)
         except OSError as fault:
-            raise InfraError(f"a blob could not be written: {fault}") from fault
+            raise InfraError(
+                f"a blob could not be written: {fault}; make room on the disk"
+            ) from fault
 
     def discard(self, blob: Blob) -> None:
         """Forget what came of a blob so far."""
@@ -159,7 +161,7 @@ class BlobStore:
             else:
                 part.unlink()
         except OSError as fault:
-            raise InfraError(f"a blob could not be kept: {fault}") from fault
+            raise InfraError(f"a blob could not be kept: {fault}; make room on the disk") from fault
         return right
 
     def _part(self, blob: Blob) -> Path:

@@ -189,7 +189,10 @@ def added_to(pyproject: str, proposal: Proposal) -> str:
     except ValueError as fault:
         raise LocalError(f"pyproject.toml is not valid TOML: {fault}") from fault
     if "ponyswarm" in document.get("tool", {}):
-        raise LocalError("pyproject.toml has a [tool.ponyswarm] table already: it stays as it is")
+        raise LocalError(
+            "pyproject.toml has a [tool.ponyswarm] table already, which stays as it is: edit it, "
+            "or take it out to have one proposed"
+        )
     gap = "" if not pyproject or pyproject.endswith("\n\n") else "\n"
     if pyproject and not pyproject.endswith("\n"):
         gap = "\n\n"
