@@ -62,9 +62,9 @@ def parse_peer_id(text: str) -> bytes:
     try:
         raw = bytes(base58.b58decode(text.strip()))
     except ValueError as fault:
-        raise LocalError(f"{text!r} is not a key: write one such as 12D3KooW…") from fault
+        raise LocalError(f"{text!r} is not a key: a key looks like 12D3KooW…") from fault
     if len(raw) != len(_PEER_ID_PREFIX) + KEY_SIZE or not raw.startswith(_PEER_ID_PREFIX):
-        raise LocalError(f"{text!r} is not an Ed25519 peer id: write one such as 12D3KooW…")
+        raise LocalError(f"{text!r} is not an Ed25519 peer id: a key looks like 12D3KooW…")
     return raw[len(_PEER_ID_PREFIX) :]
 
 

@@ -323,13 +323,14 @@ def _hand_over(
         return Sent(entry.id, facts, code)
     if state.entry:
         click.echo(
-            f"{len(state.entry)} peers hold the announcement, none took the source (volunteers "
-            "that trust the project do); it is kept here: run 'ponyswarm node' to serve it",
+            f"held by {amount(len(state.entry), 'peer')}, none of which took the source "
+            "(volunteers that trust the project do); it is kept here: "
+            "run 'ponyswarm node' to serve it",
             err=True,
         )
     elif state.connected:
         click.echo(
-            f"{len(state.connected)} peers were reached and none follows this project: "
+            f"{amount(len(state.connected), 'peer')} reached, and none follows this project: "
             f"volunteers say 'ponyswarm trust add {project.hex()}'; it is kept, and goes out "
             "when 'ponyswarm node' runs",
             err=True,

@@ -140,7 +140,10 @@ def ensure(home: Home) -> None:
     if home.ini.exists():
         _ensure_key(home)
         return
-    chosen = Chosen(listen=config.DEFAULT_LISTEN, slots=share()[0])
+    # As a call of `init` would find it: PONYSWARM_INIT_LISTEN counts here, too.
+    root = click.get_current_context().find_root()
+    listen = init.make_context("init", ["--yes"], parent=root).params["listen"]
+    chosen = Chosen(listen=listen or config.DEFAULT_LISTEN, slots=share()[0])
     set_up(home, survey(), chosen, services_here())
 
 

@@ -433,11 +433,16 @@ class Given:
         self._archive = settings.retention.archive
         self._key = key
         self._due = 0.0
+        self._ended = 0
         self._last: tuple[int, int, int, int] = (0, 0, 0, 0)
 
-    def look(self) -> tuple[int, int, int, int]:
-        """(runs today, tests today, bytes of the ledger, bytes free on its disk)."""
-        if time.monotonic() >= self._due:
+    def look(self, ended: int) -> tuple[int, int, int, int]:
+        """(runs today, tests today, bytes of the ledger, bytes free on its disk).
+
+        Looked up anew when a run ended since: ``ended`` counts them.
+        """
+        if time.monotonic() >= self._due or ended != self._ended:
+            self._ended = ended
             self._due = time.monotonic() + GIVEN_EVERY
             midnight = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
             with Reader(self._home.ledger) as reader:
@@ -462,7 +467,7 @@ def _status(
     given: Given,
 ) -> status.NodeStatus:
     now = now_ms()
-    runs, tests, ledger, free = given.look()
+    runs, tests, ledger, free = given.look(opened_node.runs.ended)
     network, protocol = opened_node.network, opened_node.protocol
     projects = []
     for project in sorted(protocol.followed):

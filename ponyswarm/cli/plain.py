@@ -13,6 +13,18 @@ from ponyswarm.status import Room
 __all__ = ["HarmlessFormatter", "JsonFormatter", "harmless", "room", "size", "start_logging"]
 
 
+# Libraries whose log says nothing to an owner.
+NOISY = (
+    "libp2p",
+    "httpx",
+    "httpcore",
+    "filelock",
+    "multiaddr",
+    "virtualenv",
+    "python_discovery",
+)
+
+
 class HarmlessFormatter(logging.Formatter):
     """Job titles, names and test ids come from strangers, and the log shows them."""
 
@@ -44,7 +56,7 @@ def start_logging(*, verbose: bool, level: int = logging.INFO, as_json: bool = F
     # virtualenv tells of every file that it writes by the root logger, which none of ours uses.
     handler.addFilter(lambda record: record.name != "root")
     logging.basicConfig(level=logging.DEBUG if verbose else level, handlers=[handler], force=True)
-    for noisy in ("libp2p", "httpx", "httpcore", "filelock", "multiaddr", "virtualenv", "distlib"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 

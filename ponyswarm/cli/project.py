@@ -168,7 +168,10 @@ def add_maintainer(home: Home, name: str, key: str, root: bool, as_json: bool) -
 
     def change(record: Project) -> Project:
         if public in (record.roots if root else (*record.roots, *record.announcers)):
-            raise LocalError(f"{key} may do that in {record.name} already")
+            raise LocalError(
+                f"{key} may do that in {record.name} already: "
+                "'ponyswarm project show' lists who may"
+            )
         if root:
             return replace(record, roots=(*record.roots, public))
         return replace(record, announcers=(*record.announcers, public))
@@ -330,7 +333,10 @@ def _propose(
         state = _state(home, session, name)
         changed = change(state.record)
         if changed == state.record:
-            raise LocalError(f"that is what the record of {state.record.name} says already")
+            raise LocalError(
+                f"that is what the record of {state.record.name} says already: nothing is changed; "
+                "'ponyswarm project show' prints it"
+            )
         _check_threshold(changed)
         record = replace(changed, cosigns=(), continues=None, replaces=state.entry)
         entry = session.publish(record, project=state.id, now=now_ms())

@@ -165,7 +165,7 @@ def test_a_commit_packs_to_the_same_bytes_with_all_that_git_tracks(tmp_path: Pat
 
 
 def test_an_unknown_commit_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(LocalError, match="git rev-parse failed"):
+    with pytest.raises(LocalError, match="there is no commit"):
         source.pack(repository(tmp_path / "r"), "no-such-commit")
 
 
