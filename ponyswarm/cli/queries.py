@@ -98,18 +98,28 @@ def _print_diff(found: list[analysis.Difference], a: str, b: str) -> None:
         out.print("there is nothing to compare: no place of the matrix has outcomes on both sides")
 
 
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(0),
+    default=100,
+    show_default=True,
+    help="Look at so many of the latest jobs of each project; 0 is all of them.",
+)
+
+
 @click.command()
 @click.argument("project")
+@jobs_option
 @json_option
 @click.pass_context
-def flaky(ctx: click.Context, project: str, as_json: bool) -> None:
+def flaky(ctx: click.Context, project: str, jobs: int, as_json: bool) -> None:
     """List tests whose status differs between comparable runs of the same source.
 
     Exits 1 when there are any, 3 when runs differ and it is not known here in which tests.
     """
     home: Home = ctx.obj
     with Reader(home.ledger) as reader:
-        report = analysis.flaky(reader, reader.find_project(project), _blobs(home))
+        report = analysis.flaky(reader, reader.find_project(project), _blobs(home), jobs or -1)
     if as_json:
         print_json(
             {
@@ -137,9 +147,10 @@ def flaky(ctx: click.Context, project: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("project", required=False)
+@jobs_option
 @json_option
 @click.pass_obj
-def volunteers(home: Home, project: str | None, as_json: bool) -> None:
+def volunteers(home: Home, project: str | None, jobs: int, as_json: bool) -> None:
     """Show how each key's runs compare with what others gave.
 
     Every figure follows from the ledger alone, so anyone gets the same ones.
@@ -153,7 +164,7 @@ def volunteers(home: Home, project: str | None, as_json: bool) -> None:
         for state in states:
             forked = reader.forked(state.id)
             order = sorted(
-                analysis.records(reader, state.id, now_ms()).items(),
+                analysis.records(reader, state.id, now_ms(), jobs or -1).items(),
                 key=lambda item: (-item[1].runs, item[0]),
             )
             facts += [

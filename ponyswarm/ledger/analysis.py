@@ -174,28 +174,33 @@ class FlakyReport:
     unknown: int
 
 
-def flaky(reader: Reader, project: bytes, read: Read) -> FlakyReport:
-    """Tests of a project whose status differs between comparable runs of the same source."""
+def flaky(reader: Reader, project: bytes, read: Read, most: int = -1) -> FlakyReport:
+    """Tests whose status differs between comparable runs of the same source, among the
+    latest ``most`` jobs of a project (-1: all).
+    """
     forked = reader.forked(project)
     groups = reader.select(
         "SELECT job.source, cell.python, cell.services, cell.factors, comparable"
-        " FROM job JOIN result USING (job) JOIN cell ON cell.job = result.job"
+        " FROM (SELECT job FROM job WHERE project = ? ORDER BY announced DESC LIMIT ?)"
+        " JOIN job USING (job) JOIN result USING (job) JOIN cell ON cell.job = result.job"
         " AND cell.cell = result.cell JOIN environment USING (environment)"
-        " WHERE job.project = ? AND state = 'completed'"
+        " WHERE state = 'completed'"
         " GROUP BY 1, 2, 3, 4, 5 HAVING count(DISTINCT digest) > 1",
-        (project,),
+        (project, most),
     )
     found: dict[str, Flaky] = {}
     differ, unknown = 0, 0
     for source, python, services, factors, set_ in groups:
         rows = reader.select(
-            "SELECT frame FROM job JOIN cell USING (job) JOIN result ON result.job = job.job"
-            " AND result.cell = cell.cell JOIN entry USING (arrival) JOIN feed USING (feed)"
-            " JOIN author ON author.author = result.author JOIN environment USING (environment)"
-            " WHERE job.project = ? AND source = ? AND python = ? AND services = ?"
+            "SELECT frame FROM (SELECT job FROM job WHERE project = ? ORDER BY announced DESC"
+            " LIMIT ?) JOIN job USING (job) JOIN cell USING (job) JOIN result"
+            " ON result.job = job.job AND result.cell = cell.cell JOIN entry USING (arrival)"
+            " JOIN feed USING (feed) JOIN author ON author.author = result.author"
+            " JOIN environment USING (environment)"
+            " WHERE source = ? AND python = ? AND services = ?"
             " AND factors = ? AND comparable = ? AND state = 'completed'"
             " AND (forked_at IS NULL OR entry.seq < forked_at)",
-            (project, source, python, services, factors, set_),
+            (project, most, source, python, services, factors, set_),
         )
         entries = [decode_kept(frame) for (frame,) in rows]
         runs = [
@@ -232,8 +237,9 @@ def flaky(reader: Reader, project: bytes, read: Read) -> FlakyReport:
 # --- volunteers ------------------------------------------------------------------------------
 
 
-def records(reader: Reader, project: bytes, now: int) -> dict[bytes, Record]:
-    """How each key's runs in a project compare with what others gave (`verdicts.add_cell`).
+def records(reader: Reader, project: bytes, now: int, most: int = -1) -> dict[bytes, Record]:
+    """How each key's runs in a project compare with what others gave (`verdicts.add_cell`), in
+    its latest ``most`` jobs (-1: all).
 
     Disputed runs are left out; those of a forked author are shown, and speak against nobody.
     A commit that its author left unopened counts as stalled once its window has ended.
@@ -241,7 +247,7 @@ def records(reader: Reader, project: bytes, now: int) -> dict[bytes, Record]:
     state = reader.project(project)
     standing = reader.standing(project, state)
     found: dict[bytes, Record] = {}
-    for job in reader.jobs(project):
+    for job in reader.jobs(project, most=most):
         announce = reader.announce(job.id)
         if announce is None:
             continue
