@@ -55,7 +55,7 @@ def cost(command: Sequence[str], environ: dict[str, str]) -> tuple[float, float]
 
 def measure(quick: bool) -> list[Row]:
     times: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(7 if quick else 40):
+    for _ in range(5 if quick else 40):
         for name, command in COMMANDS.items():
             one = cost(command, COMPLETING if name.startswith("completing") else {})
             if one is not None:
