@@ -57,6 +57,7 @@ class Fence:
     machine: str
     device: int
     inode: int
+    anchored: int
     position: int
     id: str
 
@@ -104,6 +105,12 @@ class Journal:
         self._machine = machine
         self._nonce = nonce
         self._boot = boot
+        # Written once and never again. A copy that is put in its place may get its inode, and
+        # never the time at which that was last changed (nanoseconds, which no tool can set).
+        self._anchor = path.with_name(path.name + ".anchor")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._anchor.exists():
+            self._anchor.touch()
         self._db = connect(path, synchronous="FULL")
         self._db.executescript(_SCHEMA)
         self._lock = FileLock(f"{path}.lock")
@@ -256,10 +263,11 @@ class Journal:
         if fence is None:
             return position == 0
         here = self._path.stat()
-        if (fence.machine, fence.device, fence.inode) != (
+        if (fence.machine, fence.device, fence.inode, fence.anchored) != (
             self._machine,
             here.st_dev,
             here.st_ino,
+            self._anchor.stat().st_ctime_ns,
         ):
             return False
         if fence.position == position:
@@ -287,7 +295,8 @@ class Journal:
     def _write_fence(self) -> None:
         position, last = self._last()
         here = self._path.stat()
-        fence = Fence(self._machine, here.st_dev, here.st_ino, position, last)
+        anchored = self._anchor.stat().st_ctime_ns
+        fence = Fence(self._machine, here.st_dev, here.st_ino, anchored, position, last)
         if fence == self._read_fence():
             return
         try:
