@@ -58,6 +58,7 @@ from ponyswarm.p2p.scheduling import (
     RENEW_MS,
     SETTLE_MS,
     CellState,
+    Fits,
     choose,
     commits_seen,
     live_leases,
@@ -163,27 +164,31 @@ class _Secret:
 
 def fits(cell: CellState, offer: Offer) -> bool:
     """Whether an offer can run a cell."""
-    return _fits(cell.python, cell.services, offer.interpreters, offer.services)
-
-
-# A choice asks for every open cell and every offer, and there are few different ones.
-@lru_cache(maxsize=1 << 14)
-def _fits(
-    python: str,
-    services: tuple[str, ...],
-    interpreters: tuple[Interpreter, ...],
-    offered: tuple[str, ...],
-) -> bool:
-    for service in services:
-        if not any(service_matches(service, one) for one in offered):
+    for service in cell.services:
+        if not any(service_matches(service, offered) for offered in offer.services):
             return False
     try:
         return any(
-            matches(python, i.implementation, i.version, i.free_threaded) for i in interpreters
+            matches(cell.python, i.implementation, i.version, i.free_threaded)
+            for i in offer.interpreters
         )
     except LocalError:
         # A maintainer may ask for a Python that only a later version of us can name.
         return False
+
+
+def _remembering_fits() -> Fits:
+    """`fits` for one choice, which asks for the same few kinds of cells again and again."""
+    known: dict[tuple[str, tuple[str, ...], int], bool] = {}
+
+    def remembered(cell: CellState, offer: Offer) -> bool:
+        kind = (cell.python, cell.services, id(offer))
+        found = known.get(kind)
+        if found is None:
+            found = known[kind] = fits(cell, offer)
+        return found
+
+    return remembered
 
 
 class Protocol:
@@ -697,6 +702,7 @@ class Protocol:
         if own is None or own.slots <= 0:
             return []
         due: dict[bytes, list[CellState]] = {}
+        remembered = _remembering_fits()
         waits = [at for at in self._blocked.values() if at > now]
         for project_id, project in self._projects.items():
             open_cells = self._open_cells(project_id, now) if project.trusted else []
@@ -706,7 +712,7 @@ class Protocol:
                 open_cells,
                 self.me,
                 {**unexpired(project.offers, now), self.me: own},
-                fits,
+                remembered,
                 now=now,
                 free_since=self._free_since,
             )
