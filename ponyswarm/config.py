@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import Literal, TypeVar
 
 from ponyswarm.errors import LocalError
+from ponyswarm.limits import Wishes, parse_hours
 
 T = TypeVar("T")
 
@@ -85,6 +86,7 @@ class Settings:
 
     listen: tuple[str, ...] = (DEFAULT_LISTEN,)
     slots: int = 1
+    volunteer: Wishes = field(default_factory=Wishes)
     limits: Limits = Limits()
     retention: Retention = Retention()
     trusted: frozenset[bytes] = frozenset()
@@ -219,6 +221,12 @@ def _command(text: str) -> str:
     return text
 
 
+def _load(text: str) -> float | None:
+    if re.fullmatch(r"\d{1,3}(?:\.\d{1,3})?", text, re.ASCII):
+        return float(text)
+    raise ValueError("is no load: write what other programs may use of each core, such as 0.5")
+
+
 def _number(least: int, most: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if re.fullmatch(r"\d{1,9}", text, re.ASCII) and least <= int(text) <= most:
@@ -253,6 +261,7 @@ assert set(_LIMITS) == {item.name for item in fields(Limits)}
 
 _KEYS: dict[str, tuple[str, ...]] = {
     "node": ("listen", "slots"),
+    "volunteer": ("hours", "load", "battery", "floor"),
     "limits": tuple(_LIMITS),
     "retention": ("keep", "archive"),
     "trust": ("projects",),
@@ -328,6 +337,12 @@ def parse(text: str, source: str = "ponyswarm.ini") -> Settings:
     return Settings(
         listen=lines("node", "listen", check_listen) or default.listen,
         slots=read("node", "slots", default.slots, _number(1, 1024)),
+        volunteer=Wishes(
+            hours=read("volunteer", "hours", default.volunteer.hours, parse_hours),
+            load=read("volunteer", "load", default.volunteer.load, _load),
+            battery=read("volunteer", "battery", default.volunteer.battery, _yes_no),
+            floor=read("volunteer", "floor", default.volunteer.floor, parse_size),
+        ),
         limits=Limits(
             **{
                 name: read("limits", name, getattr(default.limits, name), parser)
@@ -574,13 +589,24 @@ def template(
 # PonySwarm's settings on this machine. A line that begins with '#' is a comment;
 # what stands in such a line is the value that holds without it, or an example.
 # Sizes are written as '2 GiB' or '500 MB', durations as '30 min' or '1 h'.
-# The node reads this file when it starts; changes of trust are seen while it runs.
+# The node reads this file when it starts; changes of trust and of limits are seen at once.
 
 [node]
 # Where other nodes reach this one; more addresses on further, indented lines.
 listen = {listen}
 # How many runs at once.
 slots = {slots}
+
+[volunteer]
+# When this machine takes jobs; what runs is given back when the hours end or the battery is
+# in use. Empty: always. Such as: hours = mon-fri 19:00-08:00, sat-sun 00:00-24:00
+hours =
+# Nothing more is taken while other programs use more than this of each core.
+load =
+# Whether to take jobs while the machine runs on its battery.
+battery = no
+# Nothing more is taken while less than this is free on the disk.
+floor = 1 GiB
 
 [limits]
 # What one run may use:

@@ -130,6 +130,11 @@ class Home:
         return self.state_dir / "hook.log"
 
     @property
+    def control(self) -> Path:
+        """What `pause` and `drain` told the node."""
+        return self.state_dir / "control.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the one running node."""
         return self.state_dir / "lock"

@@ -463,10 +463,17 @@ class Node:
         except (InfraError, PeerError) as fault:
             log.warning("a result could not be published: %s", fault)
 
-    async def release_all(self) -> None:
+    async def rest(self, why: str, *, gives_back: bool = False) -> None:
+        """Take no jobs from now on, for this reason; "" ends it."""
+        self.protocol.rest(why, now_ms())
+        if gives_back and self.protocol.mine:
+            await self.release_all(why)
+        self._wake.set()
+
+    async def release_all(self, why: str = "this node stops") -> None:
         """Give every claim back, so that others need not wait for the leases to run out."""
         for cell in list(self.protocol.mine):
-            self.runs.stop(cell, "this node stops")
+            self.runs.stop(cell, why)
             await self.perform(self.protocol.finished(cell, now_ms(), published=False))
 
 

@@ -91,6 +91,9 @@ class NodeStatus:
     idle: tuple[IdleLine, ...] = ()
     heard: tuple[ProjectLine, ...] = ()
     offers: tuple[OfferLine, ...] = ()
+    hold: str = ""
+    """Why it takes no jobs now; empty while it does."""
+    hold_until: float | None = None
     first_claims: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     entries: int = 0

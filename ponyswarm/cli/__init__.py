@@ -35,6 +35,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "follow": ("ponyswarm.cli.trust:follow", "Choose further projects whose ledger to keep."),
     "node": ("ponyswarm.cli.node:node", "Run this machine's node."),
     "status": ("ponyswarm.cli.read:status", "Show what the node here is doing."),
+    "pause": ("ponyswarm.cli.control:pause", "Take no jobs for a while."),
+    "resume": ("ponyswarm.cli.control:resume", "Take jobs again."),
+    "drain": ("ponyswarm.cli.control:drain", "Let what runs end, then stop the node."),
     "key": ("ponyswarm.cli.key:key", "Make, show or rotate your key."),
     "project": ("ponyswarm.cli.project:project", "Create and look after a project."),
     "init-project": (

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from importlib import resources
@@ -19,7 +19,7 @@ import click
 import trio
 from filelock import FileLock, Timeout
 
-from ponyswarm import config, keys, status
+from ponyswarm import config, keys, readings, status
 from ponyswarm.cli import live, notifying
 from ponyswarm.cli.opening import opened, service_options
 from ponyswarm.cli.plain import start_logging
@@ -32,6 +32,7 @@ from ponyswarm.home import Home
 from ponyswarm.keeping import Keeping
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.seals import Seals
+from ponyswarm.limits import Hold, Wishes, hold, say
 from ponyswarm.node import Node, now_ms, open_node
 from ponyswarm.notary import Notary, open_notary
 from ponyswarm.p2p.connectivity import Connectivity
@@ -47,6 +48,7 @@ log = logging.getLogger("ponyswarm")
 
 STATUS_EVERY = 1.0
 STATUS_IDLE = 15.0
+LIMITS_EVERY = 0.5
 # With --once: seconds without a cell of ours before the node ends.
 ONCE_QUIET = 20.0
 SETTINGS_EVERY = 2.0
@@ -242,10 +244,12 @@ async def _run(
         if not settings.trusted and not read_only:
             log.info("no project is trusted yet: 'ponyswarm trust add PROJECT_ID' lets jobs in")
         given = Given(home, settings, session.key.public)
-        report = partial(_status, opened_node, words, installed, time.time(), given)
+        willing = Willing(settings.volunteer)
+        report = partial(_status, opened_node, willing, words, installed, time.time(), given)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_tell_status, home, report, show)
-            nursery.start_soon(_watch_settings, home, opened_node)
+            nursery.start_soon(_watch_settings, home, opened_node, willing)
+            nursery.start_soon(_respect, home, opened_node, willing, nursery.cancel_scope)
             if pages is not None:
                 nursery.start_soon(pages)
             if settings.notify:
@@ -386,8 +390,45 @@ async def _follow(opened_node: Node, settings: config.Settings) -> None:
         await opened_node.unfollow(project)
 
 
-async def _watch_settings(home: Home, opened_node: Node) -> None:
-    """Take up changes of trust in ponyswarm.ini while running; a faulty file changes nothing."""
+@dataclass(slots=True)
+class Willing:
+    """What the owner wishes as it was read last, and why nothing is taken now."""
+
+    wishes: Wishes
+    held: Hold | None = None
+
+
+async def _respect(
+    home: Home, opened_node: Node, willing: Willing, scope: trio.CancelScope
+) -> None:
+    """Hold the owner's limits, and what `pause` and `drain` said, twice a second."""
+    told = readings.control(home.control)
+    if told.drain is not None:  # Meant for a node before this one.
+        home.control.unlink(missing_ok=True)
+    while True:
+        told = readings.control(home.control)
+        now = readings.read(home.data_dir, own_runs=len(opened_node.runs.running))
+        held = hold(willing.wishes, told, now)
+        before = willing.held
+        if (held and held.why) != (before and before.why):
+            if held is None:
+                log.info("takes jobs again")
+            else:
+                log.info("takes no jobs: %s", say(held))
+        willing.held = held
+        await opened_node.rest(
+            "" if held is None else say(held), gives_back=held is not None and held.gives_back
+        )
+        busy = opened_node.protocol.mine or opened_node.protocol.sealed
+        if told.drain == os.getpid() and not busy:
+            log.info("drained: nothing runs any more")
+            home.control.unlink(missing_ok=True)
+            scope.cancel()
+        await trio.sleep(LIMITS_EVERY)
+
+
+async def _watch_settings(home: Home, opened_node: Node, willing: Willing) -> None:
+    """Take up changes of trust and of [volunteer] while running; a faulty file changes nothing."""
     seen = home.ini.stat().st_mtime_ns
     while True:
         await trio.sleep(SETTINGS_EVERY)
@@ -400,6 +441,7 @@ async def _watch_settings(home: Home, opened_node: Node) -> None:
         except (LocalError, OSError) as fault:
             log.warning("the changed settings are not taken up: %s", fault)
             continue
+        willing.wishes = settings.volunteer
         await _follow(opened_node, settings)
         log.info("settings read again: %d projects trusted", len(settings.trusted))
 
@@ -461,6 +503,7 @@ class Given:
 
 def _status(
     opened_node: Node,
+    willing: Willing,
     words: str,
     installed: tuple[Installed, ...],
     started: float,
@@ -515,6 +558,10 @@ def _status(
             for run in opened_node.runs.running.values()
         ),
         idle=tuple(idle),
+        hold="" if willing.held is None else willing.held.why,
+        hold_until=None
+        if willing.held is None or willing.held.until is None
+        else willing.held.until.timestamp(),
         heard=tuple(
             status.ProjectLine(project=id_.hex(), name=record.name, trusted=False)
             for id_, record in opened_node.intake.heard.items()

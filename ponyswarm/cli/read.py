@@ -504,6 +504,10 @@ def status(home: Home, as_json: bool) -> None:
             f"  running   {plain(run.title)} on {plain(run.cell)}: {run.step} "
             f"{run.done}{total}, {run.seconds:.0f} s"
         )
+    if now.hold:
+        end = now.hold_until
+        when = "" if end is None else time.strftime(", until %a %H:%M:%S", time.localtime(end))
+        out.print(f"  resting   {plain(now.hold)}{when}")
     for idle in now.idle:
         out.print(f"  not run   {plain(idle.title)}: {plain(idle.why)}")
     for project in now.heard:

@@ -215,7 +215,7 @@ class Protocol:
         self._used: dict[bytes, tuple[int, float]] = {}
         # When `tick` has something to do whatever is heard until then.
         self._due = 0
-        self.paused = False
+        self._rest = ""
 
     # --- what the node asks about -----------------------------------------------------
 
@@ -288,8 +288,8 @@ class Protocol:
         offer = self._offer(now)
         if offer is None:
             return "this node runs no jobs"
-        if self.paused:
-            return "this node is paused"
+        if self._rest:
+            return self._rest
         missing = [cell for cell in job.cells.values() if not fits(cell, offer)]
         if len(missing) == len(job.cells):
             wants = ", ".join(sorted({" + ".join([c.python, *c.services]) for c in missing}))
@@ -607,6 +607,13 @@ class Protocol:
         self._blocked[cell] = now + GIVE_UP_MS
         return self._give_back(cell, mine, now)
 
+    def rest(self, why: str, now: int) -> None:
+        """Claim nothing from now on and offer no slot, for this reason; "" ends it."""
+        if bool(why) != bool(self._rest):
+            self._touch_offers()
+            self._choose_at = now
+        self._rest = why
+
     def _say_claim(self, cell: bytes, mine: Mine, now: int) -> list[Effect]:
         """Tell a claim of ours, the first time or again; it says when it was first made."""
         until = max(mine.since + LEASE_MS, now - OLDEST_MS)
@@ -635,7 +642,7 @@ class Protocol:
             services=capacity.services,
             system=capacity.system,
             machine=capacity.machine,
-            slots=0 if self.paused else max(0, capacity.slots - len(self._mine)),
+            slots=0 if self._rest else max(0, capacity.slots - len(self._mine)),
             until=now + OFFER_MS,
         )
 
@@ -695,7 +702,7 @@ class Protocol:
 
     def _choose(self, now: int) -> list[Effect]:
         self._choose_at = None
-        if self._capacity is None or self.paused:
+        if self._capacity is None or self._rest:
             return []
         own = self._offer(now)
         # Without a free slot there is nothing to choose; `finished` asks again.

@@ -285,3 +285,14 @@ def test_a_file_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LocalError, match="cannot be written"):
         config.write(tmp_path / "file" / "my.ini", "")
+
+
+def test_a_volunteers_limits_are_read_and_faults_say_what_to_write():
+    text = "[volunteer]\nhours = mon-fri 19:00-08:00\nload = 0.5\nbattery = yes\nfloor = 5 GiB\n"
+    wishes = config.parse(text).volunteer
+    assert (len(wishes.hours), wishes.load, wishes.battery) == (1, 0.5, True)
+    assert wishes.floor == 5 << 30
+    assert config.parse("").volunteer.hours == ()
+    for line, said in (("hours = late", "22:00-07:00"), ("load = much", "such as 0.5")):
+        with pytest.raises(LocalError, match=said):
+            config.parse(f"[volunteer]\n{line}\n")

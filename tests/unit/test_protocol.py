@@ -398,10 +398,12 @@ def test_a_node_without_capacity_and_a_paused_one_run_nothing(scene):
     reader = Scene(capacity=None)
     reader.job()
     assert reader.claims(reader.tick(10_000)) == []
-    scene.protocol.paused = True
+    scene.protocol.rest("paused by its owner", scene.now)
     job, _ = scene.job()
     assert scene.claims(scene.tick(10_000)) == []
     assert "paused" in scene.protocol.why_idle(scene.now)[job.id]
+    scene.protocol.rest("", scene.now)
+    assert len(scene.claims(scene.tick())) == 1
 
 
 def test_an_expired_job_does_not_run(scene):
