@@ -308,7 +308,7 @@ class Day:
             verdicts: list[dict[bytes, Finding]] = []
             for node in nodes:
                 if node.behaviour.is_honest:
-                    found = node.findings()
+                    found = node.findings(project=project)
                     if not verdicts:
                         verdicts.append(found)
                         self._look(found, project)

@@ -455,8 +455,10 @@ class Node:
     def root(self, project: bytes) -> bytes:
         return self.store.live_frontier(project).root
 
-    def findings(self, policy: ReaderPolicy | None = None) -> dict[bytes, Finding]:
-        """The verdict on each cell of every job, as this node's own ledger gives it."""
+    def findings(
+        self, policy: ReaderPolicy | None = None, project: bytes | None = None
+    ) -> dict[bytes, Finding]:
+        """The verdict on each cell of every job, or of a project's, as this ledger gives it."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "ledger" if self.home is None else self.home / "ledger"
             if self.home is None:
@@ -465,6 +467,7 @@ class Node:
                 return {
                     cell.id: cell.finding
                     for job in read.jobs()
+                    if project in (None, job.project)
                     for cell in read.matrix(job, policy or ReaderPolicy())
                 }
 
