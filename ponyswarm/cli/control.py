@@ -15,9 +15,6 @@ from ponyswarm.errors import InfraError, LocalError
 from ponyswarm.home import Home
 from ponyswarm.limits import Control
 
-NO_NODE = "no node runs on this home ({home}): start it with 'ponyswarm node'"
-
-
 @click.command()
 @click.option("--for", "span", metavar="TIME", help="Resume by itself after this, such as 2h.")
 @click.option("--finish", is_flag=True, help="Let what runs end; it is given back otherwise.")
@@ -65,7 +62,10 @@ def drain(home: Home, wait: bool, as_json: bool) -> None:
     """Let what runs end, take no more, then stop the node."""
     now = running_status(home)
     if now is None:
-        raise LocalError(NO_NODE.format(home=home.data_dir))
+        raise LocalError(
+            f"no node runs on this home ({home.data_dir}): there is nothing to stop; "
+            "'ponyswarm node' starts one"
+        )
     _tell(home, Control(drain=now.pid))
     while wait and node_is_running(home):
         time.sleep(0.2)
