@@ -15,6 +15,7 @@ from ponyswarm.errors import InfraError, LocalError
 from ponyswarm.home import Home
 from ponyswarm.limits import Control
 
+
 @click.command()
 @click.option("--for", "span", metavar="TIME", help="Resume by itself after this, such as 2h.")
 @click.option("--finish", is_flag=True, help="Let what runs end; it is given back otherwise.")
