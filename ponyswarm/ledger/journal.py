@@ -105,8 +105,9 @@ class Journal:
         self._machine = machine
         self._nonce = nonce
         self._boot = boot
-        # Written once and never again. A copy that is put in its place may get its inode, and
-        # never the time at which that was last changed (nanoseconds, which no tool can set).
+        # Touched only when the fence did not hold. A copy that is put in its place may get its
+        # inode, and never the time at which that was last changed (nanoseconds, which no tool
+        # can set).
         self._anchor = path.with_name(path.name + ".anchor")
         path.parent.mkdir(parents=True, exist_ok=True)
         if not self._anchor.exists():
@@ -120,6 +121,9 @@ class Journal:
             if not self._fence_holds():
                 self.reopened = self.position > 0
                 self._close_feeds()
+                # A tool that restores only what differs leaves a file of the same size and time
+                # alone. After this one, the backup's own differs, and comes with a new change.
+                os.utime(self._anchor)
             # Also after a crash between commit and fence, so that a second one is no mismatch.
             self._write_fence()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -156,6 +157,149 @@ def test_a_copied_home_opens_a_new_feed_and_the_original_goes_on(home, tmp_path)
     assert entries[3].header.seq == 2
     original.close()
     copy.close()
+
+
+# --- a home that is put back whole: journal, fence and all ----------------------------------------
+
+
+def overwrite(backup: Path, place: Path) -> None:
+    """Write each file of a backup over the one in its place: every inode stays what it was."""
+    for source in backup.rglob("*"):
+        target = place / source.relative_to(backup)
+        if source.is_file() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
+        if source.is_file():
+            with target.open("wb") as file:
+                file.write(source.read_bytes())
+            shutil.copystat(source, target)
+
+
+def synchronise(backup: Path, place: Path) -> None:
+    """As rsync does: what has the size and time of its copy is left alone, the rest replaced."""
+    for source in backup.rglob("*"):
+        target = place / source.relative_to(backup)
+        if not source.is_file():
+            target.mkdir(exist_ok=True)
+            continue
+        was, here = source.stat(), target.stat()
+        if (was.st_size, was.st_mtime_ns) != (here.st_size, here.st_mtime_ns):
+            fresh = target.with_name(f".{target.name}.fresh")
+            shutil.copy2(source, fresh)
+            os.replace(fresh, target)
+
+
+def copy_anew(backup: Path, place: Path) -> None:
+    """Remove everything and copy the backup there, times, owners and rights as they were."""
+    shutil.rmtree(place)
+    subprocess.run(["cp", "-a", str(backup), str(place)], check=True)
+
+
+@pytest.mark.parametrize("put_back", [overwrite, synchronise, copy_anew])
+def test_a_home_put_back_with_its_fence_opens_a_new_feed_each_time(home, tmp_path, put_back):
+    fence, backup = home / "state" / "fence", tmp_path / "backup"
+    journal = open_journal(home, fence)
+    handed_out = [say(journal, "kept")]
+    journal.close()
+    subprocess.run(["cp", "-a", str(home), str(backup)], check=True)
+    for life in range(6):
+        journal = open_journal(home, fence)
+        assert journal.reopened == (life > 0)
+        handed_out += [say(journal, f"{life}.{number}") for number in range(3)]
+        journal.close()
+        # An ordinary start, between two mishaps, is no reason for one.
+        journal = open_journal(home, fence)
+        assert not journal.reopened
+        handed_out.append(say(journal, f"{life}.again"))
+        journal.close()
+        put_back(backup, home)
+    journal = open_journal(home, fence)
+    assert journal.reopened
+    fresh = say(journal, "last")
+    journal.close()
+    assert (fresh.header.seq, continues(fresh)) == (0, handed_out[0].id)
+    assert set(places([*handed_out, fresh]).values()) == {1}
+    assert len({entry.header.nonce for entry in [*handed_out, fresh]}) == 7
+
+
+def test_a_copy_that_got_its_old_inode_again_opens_a_new_feed(home, tmp_path):
+    """Some file systems give the number of a removed file to the next one."""
+    fence, backup = home / "state" / "fence", tmp_path / "backup"
+    journal = open_journal(home, fence)
+    first = say(journal, "a")
+    journal.close()
+    shutil.copytree(home, backup)
+    journal = open_journal(home, fence)
+    second = say(journal, "b")
+    journal.close()
+    number = (home / "journal").stat().st_ino
+    overwrite(backup, home)
+    assert (home / "journal").stat().st_ino == number
+    assert json.loads(fence.read_text())["inode"] == number, "else the inode alone would tell"
+    journal = open_journal(home, fence)
+    assert journal.reopened
+    third = say(journal, "c")
+    journal.close()
+    assert (third.header.seq, continues(third)) == (0, first.id)
+    assert third.header.nonce != second.header.nonce
+
+
+def test_a_home_copied_with_all_its_times_opens_a_new_feed_beside_the_original(home, tmp_path):
+    journal = open_journal(home, home / "state" / "fence")
+    first = say(journal, "a")
+    journal.close()
+    subprocess.run(["cp", "-a", str(home), str(tmp_path / "copy")], check=True)
+    copied = open_journal(tmp_path / "copy", tmp_path / "copy" / "state" / "fence")
+    original = open_journal(home, home / "state" / "fence")
+    assert (original.reopened, copied.reopened) == (False, True)
+    entries = [first, *(say(one, str(n)) for n in range(3) for one in (original, copied))]
+    assert set(places(entries).values()) == {1}
+    assert len({entry.header.nonce for entry in entries}) == 2
+    original.close()
+    copied.close()
+
+
+def test_a_lost_state_folder_opens_one_new_feed_and_no_more(home):
+    state = home / "state"
+    journal = open_journal(home, state / "fence")
+    handed_out = [say(journal, "a"), say(journal, "b")]
+    journal.close()
+    shutil.rmtree(state)
+    for number in range(3):
+        journal = open_journal(home, state / "fence")
+        assert journal.reopened == (number == 0)
+        handed_out.append(say(journal, str(number)))
+        journal.close()
+    assert [entry.header.seq for entry in handed_out] == [0, 1, 0, 1, 2]
+    assert set(places(handed_out).values()) == {1}
+
+
+def test_a_home_moved_elsewhere_on_its_disk_goes_on(home, tmp_path):
+    journal = open_journal(home, home / "state" / "fence")
+    first = say(journal, "a")
+    journal.close()
+    moved = home.rename(tmp_path / "moved")
+    journal = open_journal(moved, moved / "state" / "fence")
+    assert not journal.reopened
+    assert say(journal, "b").header.prev == first.id
+    journal.close()
+
+
+@pytest.mark.parametrize("wrong", [-365 * 86_400_000, -60_000, 60_000, 365 * 86_400_000])
+def test_a_clock_set_wrong_and_right_again_signs_no_place_twice(home, wrong):
+    handed_out = []
+    for number, now in enumerate((NOW, NOW + wrong, NOW + 10, NOW + wrong, NOW + 20)):
+        journal = open_journal(home)
+        assert not journal.reopened
+        handed_out += [say(journal, f"{number}.{i}", now) for i in range(2)]
+        journal.close()
+    assert set(places(handed_out).values()) == {1}
+    for before, after in itertools.pairwise(handed_out):
+        if before.header.nonce == after.header.nonce:
+            assert after.header.prev == before.id
+            assert after.header.time >= before.header.time
+    # Only where it was further off than what others accept, a feed is left for a new one.
+    assert (len({entry.header.nonce for entry in handed_out}) > 1) == (abs(wrong) > FUTURE_MS)
 
 
 def test_another_machine_opens_a_new_feed(home):
