@@ -8,7 +8,9 @@ answered for it (`p2p.heads`); `known` waits for that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -50,6 +52,8 @@ class Pulls:
         self._clock = clock
         self._check = HeadCheck()
         self._slots = trio.CapacityLimiter(AT_ONCE)
+        # One pull from each peer at a time, or a slow one of several projects takes all slots.
+        self._turns: WeakValueDictionary[bytes, trio.Lock] = WeakValueDictionary()
         self._under_way: set[tuple[bytes, bytes]] = set()
         self._turn = 0
 
@@ -63,7 +67,7 @@ class Pulls:
             return
         self._under_way.add((peer, project))
         try:
-            async with self._slots:
+            async with self._slot(peer):
                 await self.pull(peer, project)
         except PeerError as fault:
             self._refuse(fault.reason, peer)
@@ -71,6 +75,15 @@ class Pulls:
             log.warning("%s", fault)
         finally:
             self._under_way.discard((peer, project))
+
+    @asynccontextmanager
+    async def _slot(self, peer: bytes) -> AsyncIterator[None]:
+        """One of the slots, when nothing else is pulled from this peer."""
+        turn = self._turns.get(peer)
+        if turn is None:
+            turn = self._turns[peer] = trio.Lock()
+        async with turn, self._slots:
+            yield
 
     async def complete(self, project: bytes, frontier_of: replication.FrontierOf) -> None:
         """Ask the next peer once more for entries that are here without their payloads.
@@ -83,7 +96,7 @@ class Pulls:
         self._turn += 1
         peer = peers[self._turn % len(peers)]
         try:
-            async with self._slots:
+            async with self._slot(peer):
                 with trio.move_on_after(TIMEOUT):
                     pulled = await replication.pull(
                         self._open, peer, project, frontier_of, self._take

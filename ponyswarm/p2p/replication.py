@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from ponyswarm.errors import PeerError
 from ponyswarm.frontier import Frontier
 from ponyswarm.messages import Entry
 from ponyswarm.p2p import sync
@@ -45,10 +46,13 @@ async def pull(
             if isinstance(request, str):
                 return Pulled("differs" if new else request, new)
             await stream.send(request)
-            fresh = 0
+            fresh = came = 0
             while isinstance(
                 part := sync.read(await stream.receive(sync.MAX_MESSAGE), project), sync.Part
             ):
+                came += sum(len(entry.frame) for segment in part.segments for entry in segment)
+                if came > sync.MAX_REPLY + sync.MAX_EXPANDED:
+                    raise PeerError("bad-sync", "a reply longer than any may be")
                 fresh += await take(project, part.segments, peer)
         finally:
             await stream.close()

@@ -164,6 +164,8 @@ def read(message: bytes, project: bytes) -> Part | End:
         entries = unpack_segment(cursor, project, left)
         left -= len(entries)
         segments.append(tuple(entries))
+    if not segments:
+        raise PeerError("bad-sync", "a message that says nothing")
     return Part(tuple(segments))
 
 

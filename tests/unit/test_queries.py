@@ -141,6 +141,7 @@ def test_a_forked_author_makes_nothing_flaky_and_is_marked(made):
     assert made.ask("results", "demo", code=3)["forked"] == [keys.peer_id(B.public)]
     assert "signed two histories" in made.say("results", "demo", code=3)
     assert "signed two histories" in made.say("verify")
+    assert made.ask("verify")["forked"] == [keys.peer_id(B.public)]
     assert any(row["disputed"] for row in made.ask("log", "demo"))
     shown = made.ask("show", cells[0].hex()[:12])
     assert {one["forked"] for one in shown["results"]} == {True, False}

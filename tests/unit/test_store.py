@@ -12,14 +12,23 @@ from authors import FAR, NOW, Author, announce, cell_ids, digest, fork_of, proje
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ponyswarm.codec import ZERO
+from ponyswarm.codec import ZERO, check_segment, decode_frame, decode_kept
 from ponyswarm.errors import InfraError, LocalError
 from ponyswarm.ledger import store as store_module
-from ponyswarm.ledger.chain import Accept, Diverges, Duplicate, Early, Forked, Gap, Refused
+from ponyswarm.ledger.chain import (
+    Accept,
+    Completed,
+    Diverges,
+    Duplicate,
+    Early,
+    Forked,
+    Gap,
+    Refused,
+)
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.store import Store, forked_mark
 from ponyswarm.ledger.verdicts import Verdict
-from ponyswarm.messages import Entry, FeedMark, Kind, Spec, Vouch
+from ponyswarm.messages import DROPPABLE, Entry, FeedMark, Kind, Spec, Vouch
 from ponyswarm.policy import ReaderPolicy
 
 LATER = NOW + 3_600_000
@@ -378,6 +387,83 @@ def test_several_forks_and_vouches_come_to_the_same_whatever_the_order(data):
         assert facts[-2:] == (True, [])
 
 
+def histories(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The chains of a set, one for each branch of each feed, from its first entry on."""
+    by_id = {entry.id: entry for entry in entries}
+    tips = by_id.keys() - {entry.header.prev for entry in entries}
+    chains = []
+    for tip in sorted(tips):
+        chain = [by_id[tip]]
+        while chain[0].header.seq:
+            chain.insert(0, by_id[chain[0].header.prev])
+        chains.append(chain)
+    return chains
+
+
+def without_payload(entry: Entry) -> Entry:
+    """As a peer gives an entry whose payload it has dropped, where it may drop one."""
+    return decode_kept(entry.frame[:224]) if entry.header.kind in DROPPABLE else entry
+
+
+@st.composite
+def deliveries(draw: st.DrawFn, entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Segments of a set, as peers may give them: any stretch, in any order, some bare."""
+    found = []
+    chains = histories(entries)
+    for _ in range(draw(st.integers(0, 25))):
+        chain = draw(st.sampled_from(chains))
+        start = draw(st.integers(0, len(chain) - 1))
+        stop = draw(st.integers(start + 1, len(chain)))
+        found.append([without_payload(e) if draw(st.booleans()) else e for e in chain[start:stop]])
+    return found
+
+
+def what_stands(ledger: Store, project: bytes) -> object:
+    """What no payload of a result has a part in: how far feeds go, who forked, who may what."""
+    first = "SELECT author, nonce, min(seq) FROM fork_evidence GROUP BY 1, 2"
+    return (
+        ledger.frontier(project),
+        ledger._db.execute(first).fetchall(),
+        ledger.forked(project),
+        ledger.state(project),
+        ledger.ended(project),
+    )
+
+
+def settle(ledger: Store, project: bytes, segments: Sequence[Sequence[Entry]]) -> None:
+    """Give a ledger the same segments again and again, as sync does, until nothing is new."""
+    for _ in range(10 * len(segments)):
+        before = (ledger.count(), what_stands(ledger, project))
+        judged = [j for part in segments for j in ledger.append_segment(part, LATER)]
+        if (ledger.count(), what_stands(ledger, project)) == before and not any(
+            isinstance(judgement, Completed) for judgement in judged
+        ):
+            return
+    raise AssertionError("it never comes to rest")
+
+
+@given(st.data(), st.sampled_from([set_with_forks, set_with_many_forks]))
+@settings(max_examples=25)
+def test_segments_bare_entries_forks_and_vouches_come_to_the_same_whatever_the_order(data, made):
+    project, entries = made()
+    singles = [[entry] for entry in entries]
+    with TemporaryDirectory() as folder:
+        expected = judged_by_now(Path(folder, "a"), project, entries)
+        ledger = Store(Path(folder, "b"))
+        # Strangers' feeds are taken once the project's record is there.
+        for part in data.draw(deliveries(entries)):
+            ledger.append_segment(part, LATER)
+        bare = [[without_payload(entry)] for entry in entries]
+        settle(ledger, project, data.draw(st.permutations(bare)))
+        stands = what_stands(ledger, project)
+        settle(ledger, project, data.draw(st.permutations(singles)))
+        assert what_stands(ledger, project) == stands, "payloads changed who may what"
+        ledger.close()
+        facts = judged_by_now(Path(folder, "b"), project, entries)
+        assert facts == expected
+        assert facts[-2:] == (True, [])
+
+
 def test_each_forked_feed_is_untold_until_an_undisputed_entry_tells_of_it(ledger, maintainer):
     genesis = maintainer.project()
     fill(ledger, genesis)
@@ -517,6 +603,68 @@ def test_a_feed_that_is_too_large_stays_a_valid_prefix(ledger, maintainer, monke
     assert 0 < taken < 5
     assert judgements[taken] == Refused("feed-too-large")
     assert set(judgements[taken + 1 :]) <= {Gap(taken)}
+
+
+def test_a_quota_cuts_a_segment_where_a_signature_vouches_for_what_is_kept(
+    ledger, maintainer, monkeypatch
+):
+    monkeypatch.setattr(store_module, "MAX_BYTES_PER_FEED", 2000)
+    genesis = maintainer.project()
+    fill(ledger, genesis)
+    author, other = Author(5), Author(6)
+    entries = [author.result(genesis.id, ZERO, ZERO) for _ in range(9)]
+    small = [other.result(genesis.id, ZERO, ZERO)]
+    judged, theirs = ledger.append_segments([entries, small], LATER)
+    taken = judged.count(Accept())
+    assert 0 < taken < 9
+    assert judged[taken:] == [Refused("feed-too-large")] * (9 - taken)
+    assert theirs == [Accept()], "one author's quota is no other's"
+    frames = ledger.segment(genesis.id, entries[0].feed, 0, 1 << 20)
+    assert frames == [entry.frame for entry in entries[:taken]]
+    check_segment([decode_frame(frame) for frame in frames])
+    # Asked again and again, it keeps no more, and says why.
+    assert ledger.append_segment(entries, LATER)[taken] == Refused("feed-too-large")
+    assert ledger.count() == taken + 2
+
+
+def test_the_number_of_feeds_is_one_authors_in_one_project(ledger, maintainer, monkeypatch):
+    monkeypatch.setattr(store_module, "MAX_FEEDS_PER_AUTHOR", 2)
+    genesis, elsewhere = maintainer.project(), Author(2).project()
+    fill(ledger, genesis, elsewhere)
+
+    def feeds(number: int, project: bytes) -> list[list[Entry]]:
+        authors = [Author(number, nonce=bytes([n]) * 8) for n in range(4)]
+        return [[author.result(project, ZERO, ZERO) for _ in range(2)] for author in authors]
+
+    no = Refused("too-many-feeds")
+    for number, project in ((5, genesis.id), (6, genesis.id), (5, elsewhere.id)):
+        judged = ledger.append_segments(feeds(number, project), LATER)
+        assert judged == [[Accept()] * 2] * 2 + [[no] * 2] * 2
+    # A feed that is there grows on.
+    more = Author(5, nonce=bytes([1]) * 8)
+    entries = [more.result(genesis.id, ZERO, ZERO) for _ in range(3)]
+    assert ledger.append_segment(entries, LATER)[-1] == Accept()
+
+
+def test_a_full_ledger_gives_no_dropped_payload_back_and_hears_maintainers(tmp_path, maintainer):
+    path, genesis, author = tmp_path / "ledger", maintainer.project(), Author(5)
+    entries = [author.result(genesis.id, ZERO, ZERO) for _ in range(3)]
+    ledger = Store(path)
+    fill(ledger, genesis)
+    bare = [without_payload(entry) for entry in entries]
+    assert ledger.append_segment(bare, LATER) == [Accept()] * 3
+    ledger.close()
+    full = Store(path, budget=1)
+    for judgements in full.append_segments(
+        [entries, [author.result(genesis.id, ZERO, ZERO)]], LATER
+    ):
+        assert set(judgements) == {Refused("ledger-full")}
+    fill(full, maintainer.announce(genesis.id))
+    full.close()
+    roomy = Store(path, budget=1 << 30)
+    judgements = roomy.append_segment(entries, LATER)
+    assert all(isinstance(judgement, Completed) for judgement in judgements)
+    roomy.close()
 
 
 def test_above_the_budget_only_maintainers_are_heard(tmp_path, maintainer):
