@@ -73,7 +73,7 @@ CLOCK_JUMP = 30.0
 # Seconds between looks for signatures that nobody checked yet.
 CHECK_EVERY = 5.0
 # Seconds between looks for files to drop.
-KEEP_EVERY = 300.0
+KEEP_FIRST, KEEP_EVERY = 5.0, 300.0
 # Seconds between looks at who agreed with others for long.
 RECORDS_EVERY = 60.0
 MAX_WISHES = 100
@@ -337,9 +337,11 @@ class Node:
             await trio.sleep(RECORDS_EVERY)
 
     async def _keep(self) -> None:
-        """Drop what is too old or too much, now and every few minutes."""
+        """Drop what is too old or too much, soon and in the end every few minutes."""
+        pause = KEEP_FIRST
         while True:
-            await trio.sleep(KEEP_EVERY)
+            await trio.sleep(pause)
+            pause = min(2 * pause, KEEP_EVERY)
             now = now_ms()
             await self._keeping.sweep(now)
             # What a shorter setting dropped before, or what a peer kept from us.
