@@ -200,9 +200,10 @@ CREATE INDEX IF NOT EXISTS failure_arrival ON failure (arrival);
 CREATE INDEX IF NOT EXISTS failure_message ON failure (arrival) WHERE message != '';
 
 -- Full-text search: SELECT * FROM failures WHERE failure IN
--- (SELECT rowid FROM failure_text WHERE failure_text MATCH 'timeout').
+-- (SELECT rowid FROM failure_text WHERE failure_text MATCH 'timeout'). Datasette and sqlite-utils
+-- know it by the words content="failure", just so.
 CREATE VIRTUAL TABLE IF NOT EXISTS failure_text USING fts5 (
-    test, message, content = 'failure', content_rowid = 'failure'
+    test, message, content="failure", content_rowid="failure"
 );
 CREATE TRIGGER IF NOT EXISTS failure_said AFTER INSERT ON failure BEGIN
     INSERT INTO failure_text (rowid, test, message) VALUES (new.failure, new.test, new.message);

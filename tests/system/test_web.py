@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -29,6 +31,8 @@ from web_home import BROKEN, FLAKY, WebHome, furnish, furnish_hostile
 from ponyswarm.demo import Member, Swarm, open_swarm
 from ponyswarm.exec.interpreters import discover
 from ponyswarm.keys import peer_id
+from ponyswarm.ledger.queries import Reader
+from ponyswarm.policy import ReaderPolicy
 from ponyswarm.volunteer import minor_version
 
 pytestmark = pytest.mark.slow
@@ -490,3 +494,54 @@ def test_datasette_opens_the_same_ledger(tmp_path: Path) -> None:
     rows = json.loads(done.stdout)
     assert len(rows) == 5
     assert {"project", "job", "python", "volunteer", "state"} <= rows[0].keys()
+
+
+async def datasette_says(ledger: Path, paths: list[str]) -> dict[str, object]:
+    """What Datasette, as installed, says to each path."""
+    from datasette.app import Datasette
+
+    datasette = Datasette([str(ledger)])
+    found = {}
+    for path in paths:
+        reply = await datasette.client.get(path)
+        assert reply.status_code == 200, (path, reply.text[:500])
+        found[path] = reply.json()
+    return found
+
+
+def test_datasette_shows_every_view_and_searches_failures_by_their_words(tmp_path: Path) -> None:
+    home, _ = furnish(tmp_path / "home")
+    try:
+        with Reader(home.home.ledger) as reader:
+            run = next(
+                cell.results[0]
+                for job in reader.jobs()
+                for cell in reader.cells(job, ReaderPolicy())
+                if cell.results and cell.results[0].result.bad
+            )
+        home.store.notes.explain(
+            run.entry, [(run.result.bad[0], "RuntimeError: the zebra did not answer")]
+        )
+        with contextlib.closing(sqlite3.connect(home.home.ledger)) as db:
+            views = [row[0] for row in db.execute(
+                "SELECT name FROM sqlite_schema WHERE type = 'view'"
+            )]  # fmt: skip
+        assert len(views) >= 9
+        pages = {view: f"/ledger/{view}.json?_shape=array&_size=3" for view in views}
+        search = "/ledger/failure.json?_shape=array&_search=zebra"
+        nothing = "/ledger/failure.json?_shape=array&_search=crocodile"
+        sql = "/ledger.json?_shape=array&sql=" + quote(
+            "SELECT test, message, volunteer FROM failures WHERE failure IN "
+            "(SELECT rowid FROM failure_text WHERE failure_text MATCH 'zebra AND answer')"
+        )
+        found = asyncio.run(
+            datasette_says(home.home.ledger, [*pages.values(), search, nothing, sql])
+        )
+    finally:
+        home.close()
+    # Nobody forked there without being told of; every other view has rows.
+    assert {view for view in views if not found[pages[view]]} <= {"forks"}
+    assert [row["test"] for row in found[search]] == [run.result.bad[0]]
+    assert found[nothing] == []
+    assert "zebra" in found[sql][0]["message"]
+    assert found[sql][0]["volunteer"].startswith("12D3")

@@ -331,7 +331,13 @@ def test_sqlite_utils_opens_the_ledger(made):
     made.run(A, job, cells[0], {"t::a": F})
     db = sqlite_utils.Database(sqlite3.connect(made.path))
     assert {"results", "failures", "jobs"} <= set(db.view_names())
+    for name in db.view_names():
+        assert list(db[name].rows) or name == "forks", name
     assert next(iter(db["failures"].rows))["test"] == "t::a"
+    # It finds the full-text index of a table by itself, as `sqlite-utils search` does.
+    assert db["failure"].detect_fts() == "failure_text"
+    assert [row["test"] for row in db["failure"].search("t a")] == ["t::a"]
+    assert list(db["failure"].search("crocodile")) == []
     db.conn.close()
 
 
