@@ -216,6 +216,7 @@ class Locks:
             matrix.requirements(job.spec, cell),
             resolve.project_requirements(job.tree, job.spec),
             resolve.build_requirements(job.tree) if job.spec.install.project else (),
+            sorted(matrix.source_pins(job.spec).items()),
             (interpreter.path, interpreter.name, interpreter.build, system(), machine()),
             {name: os.environ.get(name, "") for name in index.CHOOSING},
         )

@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import product
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import InvalidName, canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from ponyswarm.errors import LocalError, PeerError
@@ -66,6 +67,32 @@ def requirements(spec: Spec, cell: Cell) -> tuple[str, ...]:
     chosen = dict(cell.factors)
     extra = [line for name, value in sorted(chosen.items()) for line in spec.factors[name][value]]
     return (*spec.install.requirements, *extra)
+
+
+@lru_cache(maxsize=1024)
+def source_pin(text: str) -> tuple[str, str]:
+    """Canonical name and version of an item of ``install.from_source``.
+
+    Raises `LocalError` for anything but ``name==version``.
+    """
+    name, _, version = (part.strip() for part in text.partition("=="))
+    try:
+        return canonicalize_name(name, validate=True), str(Version(version))
+    except (InvalidName, InvalidVersion) as fault:
+        raise LocalError(
+            f"{text!r} is not one exact version: write it as in 'docopt==0.6.2', without extras "
+            "or markers"
+        ) from fault
+
+
+def source_pins(spec: Spec) -> dict[str, str]:
+    """Name → version of the dependencies to build from sdists. Raises `LocalError`."""
+    pins: dict[str, str] = {}
+    for text in spec.install.from_source or ():
+        name, version = source_pin(text)
+        if pins.setdefault(name, version) != version:
+            raise LocalError(f"{name} is there twice: keep the version that the tests need")
+    return pins
 
 
 # --- which interpreter satisfies a cell -----------------------------------------------

@@ -88,12 +88,16 @@ RESULTS_VARIABLE = "PONYSWARM_RESULTS"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Install:
-    """What a cell installs beside its factors: requirements, and the project itself."""
+    """What a cell installs beside its factors: requirements, and the project itself.
+
+    ``from_source`` are dependencies that are built from their sdists, each ``name==version``.
+    """
 
     requirements: Annotated[tuple[Line, ...], Meta(max_length=100)] = ()
     extras: Annotated[tuple[Word, ...], Meta(max_length=30)] = ()
     groups: Annotated[tuple[Word, ...], Meta(max_length=30)] = ()
     project: bool = True
+    from_source: Annotated[tuple[Line, ...], Meta(max_length=30)] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

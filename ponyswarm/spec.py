@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 
 from ponyswarm.codec import convert
 from ponyswarm.errors import LocalError, PeerError
-from ponyswarm.matrix import cells, requirement, service_requirement
+from ponyswarm.matrix import cells, requirement, service_requirement, source_pins
 from ponyswarm.messages import RESULTS_VARIABLE, FileTemplate, Install, Spec
 
 _TABLE = "tool.ponyswarm"
@@ -73,7 +73,7 @@ def from_table(table: Mapping[str, object], name: str) -> Spec:
     if isinstance(plain.get("install"), Mapping):
         install = dict(_mapping(plain["install"]))
         _known(install, {field.name for field in fields(Install)}, name, f"{_TABLE}.install")
-        for key in ("requirements", "extras", "groups"):
+        for key in ("requirements", "extras", "groups", "from_source"):
             if isinstance(install.get(key), str):
                 install[key] = [install[key]]
         plain["install"] = install
@@ -106,6 +106,10 @@ def from_table(table: Mapping[str, object], name: str) -> Spec:
                 service_requirement(part)
             except LocalError as fault:
                 raise LocalError(f"{name}, [{_TABLE}] services: {fault}") from fault
+    try:
+        source_pins(spec)
+    except LocalError as fault:
+        raise LocalError(f"{name}, [{_TABLE}.install] from_source: {fault}") from fault
     if spec.runner == "command" and "command" not in plain:
         raise LocalError(f"{name}, [{_TABLE}]: runner = 'command' needs a command")
     _check_report(spec, name)

@@ -3,10 +3,10 @@
 virtualenv runs in this process, without seeds (a hundredth of a second); one ``uv pip
 install`` fetches wheels by hash, the only step with a network, and runs nothing of
 them. Once wheels are in, the environment's Python must never run outside a sandbox:
-``.pth`` files execute. The project is built and installed inside the sandbox, offline,
-and comes out as a tar that is unpacked as carefully as any stranger's. Everything is
-cached under what made it, completed by a rename, and mounted read-only at fixed paths.
-Called by `executor`.
+``.pth`` files execute. The project, and each dependency that the maintainer takes as an
+sdist, is built and installed inside the sandbox, offline, and comes out as a tar that is
+unpacked as carefully as any stranger's. Everything is cached under what made it, completed
+by a rename, and mounted read-only at fixed paths. Called by `executor`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,8 @@ import trio
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from ponyswarm.errors import InfraError, PeerError
-from ponyswarm.exec import bytecode, index, legacy, process, source
+from ponyswarm.errors import InfraError, LocalError, PeerError
+from ponyswarm.exec import bytecode, index, legacy, process, sdists, source
 from ponyswarm.exec.bytecode import site_packages
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.outcome import Broken
@@ -160,23 +160,38 @@ class Environments:
         channels: Path,
         step: Callable[[str], None],
         hold: Hold,
+        from_source: Collection[str] = (),
+        build_environment: Path | None = None,
     ) -> Path:
         """The environment of a lock; made when it is not there, and ``step`` told how far it is.
 
-        ``hold`` keeps what it is given from being evicted. Raises `Broken` (install).
+        ``hold`` keeps what it is given from being evicted. Packages in ``from_source`` (canonical
+        names) are built from their sdists with ``build_environment``. Raises `Broken` (install).
         """
         try:
-            text = format_lock(parse_lock(lock))
+            pins = parse_lock(lock)
         except PeerError as fault:
             raise Broken(Reason.INSTALL, f"the lock is refused: {fault}") from fault
-        facts = (interpreter.path, interpreter.version, interpreter.build)
+        text = format_lock(pins)
+        facts = [interpreter.path, interpreter.version, interpreter.build]
+        sources = tuple(pin for pin in pins if pin.name in from_source)
+        if sources:
+            assert build_environment is not None
+            facts += [build_environment.name, *(pin.name for pin in sources)]
+        wheels = format_lock(tuple(pin for pin in pins if pin not in sources))
         target = self._environments / _digest(text, *facts)
         hold(target)
         async with self._lock(target.name):
             if not target.exists():
                 partial = _partial(target)
                 try:
-                    await self._make(partial, text, interpreter, step)
+                    await self._make(partial, wheels, interpreter, step)
+                    for pin in sources:
+                        assert build_environment is not None
+                        step("build")
+                        await self._add_built(
+                            partial, pin, sandbox, build_environment, interpreter, channels, hold
+                        )
                     if text:
                         step("compile")
                         await bytecode.of_environment(sandbox, partial, interpreter, channels)
@@ -196,6 +211,7 @@ class Environments:
         settings: dict[str, str],
         channels: Path,
         hold: Hold,
+        called: str = "the project",
     ) -> Path:
         """The project, built in a sandbox and installed into a folder of its own."""
         facts = (
@@ -218,6 +234,7 @@ class Environments:
                         channels,
                         partial,
                         interpreter,
+                        called,
                     )
                     _complete(partial, target)
                 finally:
@@ -303,7 +320,10 @@ class Environments:
                 source.remove(unpacked)
                 raise Broken(Reason.INSTALL, "its dependencies do not install", ended.output)
             if old:
-                legacy.place(unpacked, folder)
+                try:
+                    await _placed(unpacked, folder)
+                finally:
+                    source.remove(unpacked)
         for place in site_packages(folder):
             (place / "_ponyswarm.pth").write_text(START_UP)
         settings = folder / "pyvenv.cfg"
@@ -311,6 +331,40 @@ class Environments:
         kept = [line for line in settings.read_text().splitlines() if _is_kept(line)]
         settings.write_text("\n".join(kept) + "\n")
         await trio.to_thread.run_sync(_open_to_read, folder)
+
+    async def _add_built(
+        self,
+        folder: Path,
+        pin: Pin,
+        sandbox: Sandbox,
+        build_environment: Path,
+        interpreter: Installed,
+        channels: Path,
+        hold: Hold,
+    ) -> None:
+        """Fetch a pinned sdist, build it as a project is built, and copy it into an environment."""
+        called = f"{pin.name} {pin.version}, which is taken as an sdist,"
+        if len(pin.hashes) != 1:
+            raise Broken(
+                Reason.INSTALL, f"{called} has {len(pin.hashes)} hashes in the lock, not 1"
+            )
+        with self.workplace() as place:
+            try:
+                sdist = await sdists.fetch(pin.name, pin.version, pin.hashes[0], place)
+            except (LocalError, InfraError) as fault:
+                raise Broken(Reason.INSTALL, f"{called} was not to be had: {fault}") from fault
+            built = await self.project(
+                sandbox,
+                tree=sdist.tree,
+                source_hash=bytes.fromhex(sdist.sha256),
+                build_environment=build_environment,
+                interpreter=interpreter,
+                settings={},
+                channels=channels,
+                hold=hold,
+                called=called,
+            )
+        await _placed(built, folder)
 
     def _create(self, folder: Path, interpreter: Installed) -> None:
         import virtualenv
@@ -347,6 +401,7 @@ class Environments:
         channels: Path,
         folder: Path,
         interpreter: Installed,
+        called: str,
     ) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         archive = folder.with_name(folder.name.replace(".partial-", ".tar.partial-"))
@@ -373,20 +428,28 @@ class Environments:
         )
         try:
             if confined.killed_for_memory:
-                detail = "building the project took more memory than allowed"
+                detail = f"building {called} took more memory than allowed"
                 raise Broken(Reason.OUT_OF_MEMORY, detail, confined.ended.output)
             if not confined.ended.good:
-                detail = "the project does not build"
+                detail = f"{called} does not build"
                 raise Broken(Reason.INSTALL, detail, confined.ended.output)
             try:
                 await trio.to_thread.run_sync(_unpack_installed, archive, folder)
             except PeerError as fault:
-                raise Broken(Reason.INSTALL, f"the project's files are refused: {fault}") from fault
+                detail = f"what building {called} gave is refused: {fault}"
+                raise Broken(Reason.INSTALL, detail) from fault
         finally:
             archive.unlink(missing_ok=True)
 
     def _lock(self, name: str) -> trio.Lock:
         return self._busy.setdefault(name, trio.Lock())
+
+
+async def _placed(built: Path, environment: Path) -> None:
+    try:
+        await trio.to_thread.run_sync(sdists.place, built, environment)
+    except PeerError as fault:
+        raise Broken(Reason.INSTALL, f"what a dependency holds is refused: {fault}") from fault
 
 
 def _unpack_installed(archive: Path, folder: Path) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 
 import trio
 
+from ponyswarm import matrix
 from ponyswarm.errors import InfraError, LocalError, PeerError, PonySwarmError
 from ponyswarm.exec import cgroup, eviction, process, provisioning, source
 from ponyswarm.exec.bytecode import TestBytecode
@@ -319,8 +320,16 @@ class Executor:
                 step=run.step,
                 hold=hold,
             )
-            wanted = [lock.requirements, *([lock.build] if spec.install.project else [])]
-            environment, *builds = await together([partial(made, text) for text in wanted])
+            sdists = _sdists(spec)
+            if sdists:
+                build = await made(lock.build)
+                environment = await made(
+                    lock.requirements, from_source=sdists, build_environment=build
+                )
+                builds = [build] if spec.install.project else []
+            else:
+                wanted = [lock.requirements, *([lock.build] if spec.install.project else [])]
+                environment, *builds = await together([partial(made, text) for text in wanted])
             site: Path | None = None
             for build in builds:
                 run.step("build")
@@ -618,6 +627,14 @@ def _made(folder: Path) -> Path:
     folder.mkdir()
     folder.chmod(0o755)
     return folder
+
+
+def _sdists(spec: Spec) -> frozenset[str]:
+    """Names of the dependencies that are built from their sdists. Raises `Broken`."""
+    try:
+        return frozenset(matrix.source_pins(spec))
+    except LocalError as fault:
+        raise Broken(Reason.INSTALL, f"install.from_source: {fault}") from fault
 
 
 def _version_settings(tree: Path) -> dict[str, str]:

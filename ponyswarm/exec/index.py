@@ -152,9 +152,15 @@ def _files(page: str) -> Iterator[tuple[str, str, str]]:
     """(filename, url, sha256 or "") of a project's page, JSON (PEP 691) or HTML (PEP 503)."""
     data, content_type = _get(page, MAX_PAGE)
     if "json" in content_type:
-        for file in json.loads(data)["files"]:
-            address = urllib.parse.urljoin(page, file["url"])
-            yield file["filename"], address, file.get("hashes", {}).get("sha256", "")
+        try:
+            files = [
+                (str(file["filename"]), str(file["url"]), file.get("hashes", {}).get("sha256", ""))
+                for file in json.loads(data)["files"]
+            ]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as fault:
+            raise InfraError(f"the package index sent a damaged page: {fault}") from fault
+        for filename, url, digest in files:
+            yield filename, urllib.parse.urljoin(page, url), digest
         return
     for link in re.findall(r'(?i)<a\s[^>]*href="([^"]+)"', data.decode("utf-8", "replace")):
         address = urllib.parse.urljoin(page, unescape(link))
@@ -166,6 +172,7 @@ def _files(page: str) -> Iterator[tuple[str, str, str]]:
 
 def _get(address: str, limit: int) -> tuple[bytes, str]:
     # Seldom needed, and slow to import.
+    import http.client
     import ssl
     import urllib.error
     import urllib.request
@@ -185,7 +192,7 @@ def _get(address: str, limit: int) -> tuple[bytes, str]:
         with urllib.request.urlopen(request, timeout=SECONDS, context=context) as answer:  # noqa: S310
             data = answer.read(limit + 1)
             content_type = answer.headers.get("Content-Type", "")
-    except (urllib.error.URLError, OSError) as fault:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as fault:
         reason = getattr(fault, "reason", fault)
         raise InfraError(f"the package index does not answer: {reason}") from fault
     if len(data) > limit:

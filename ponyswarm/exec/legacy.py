@@ -90,21 +90,3 @@ async def _virtualenv(uv_run: UvRun, tools: Path) -> Path:
 
 def _version() -> str:
     return PINS.read_text().partition("virtualenv==")[2].split()[0]
-
-
-def place(installed: Path, folder: Path) -> None:
-    """Move what uv unpacked into a folder to where an environment has it."""
-    (packages,) = folder.glob("lib/python*/site-packages")
-    for path in installed.iterdir():
-        if path.name != "bin":
-            path.rename(packages / path.name)
-            continue
-        for script in path.iterdir():
-            text = script.read_bytes()
-            if text.startswith(b"#!"):
-                # uv names the Python that ran it.
-                text = b"#!/env/bin/python\n" + text.partition(b"\n")[2]
-            target = folder / "bin" / script.name
-            target.write_bytes(text)
-            target.chmod(0o755)
-    source.remove(installed)

@@ -3,7 +3,8 @@
 A maintainer resolves once per interpreter and platform and announces the locks; a
 volunteer whose platform has none resolves as of the announcement's own time limit and
 gets the same. Only static metadata counts. Dependencies that only running a build
-would tell must be listed by the maintainer. Called by `executor` and by who announces.
+would tell must be listed by the maintainer, who also names the ones that exist only as
+sdists (`sdists`). Called by `executor` and by who announces.
 """
 
 from __future__ import annotations
@@ -12,21 +13,26 @@ import ast
 import configparser
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from email.message import Message
 from functools import partial
 from pathlib import Path
 
+import trio
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from ponyswarm import matrix
-from ponyswarm.errors import InfraError, LocalError
-from ponyswarm.exec import legacy, source
+from ponyswarm.errors import InfraError, LocalError, PeerError
+from ponyswarm.exec import legacy, sdists, source
 from ponyswarm.exec.environment import Environments, format_lock, parse_lock
 from ponyswarm.exec.interpreters import Installed
+from ponyswarm.exec.sdists import Sdist
 from ponyswarm.exec.together import together
-from ponyswarm.messages import Cell, Lock, Spec
+from ponyswarm.messages import Cell, Install, Lock, Spec
 
 RESOLVE_SECONDS = 300.0
 DEFAULT_BUILD = ("setuptools>=40.8.0", "wheel")
@@ -36,6 +42,11 @@ _PLATFORMS = {
     "windows": "{machine}-pc-windows-msvc",
 }
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+_NO_WHEEL = re.compile(
+    r"Wheels are required for `([^`]+)` because building from source is disabled"
+)
+# Since this version an sdist's metadata says what is not static in it (PEP 643).
+_TELLS_DYNAMIC = Version("2.2")
 
 
 async def resolve(
@@ -59,19 +70,41 @@ async def resolve(
     wanted = [*matrix.requirements(spec, cell), *project_requirements(tree, spec)]
     name = source.named(tree).name
     builds = build_requirements(tree) if spec.install.project else ()
-    if builds and legacy.needed(interpreter):
-        builds = (*builds, *legacy.BUILD_TOOLS)
+    with environments.workplace() as folder:
+        found: list[Sdist] = []
+        for each, version in matrix.source_pins(spec).items():
+            sdist = await sdists.fetch(each, version, None, folder / each)
+            needs, its_builds = _needs(sdist, spec)
+            sdists.write_stand_in(sdist, needs, folder)
+            builds = tuple(dict.fromkeys((*builds, *its_builds)))
+            found.append(sdist)
+            # A stranger may name many large ones: never two on the disk at once.
+            await trio.to_thread.run_sync(source.remove, folder / each)
+        if builds and legacy.needed(interpreter):
+            builds = (*builds, *legacy.BUILD_TOOLS)
 
-    async def pinned(requirements: list[str], leave_out: str) -> str:
-        if not requirements:
-            return ""
-        return await _compile(
-            environments, requirements, leave_out, interpreter, resolve_before, system, machine
+        async def pinned(
+            requirements: Sequence[str],
+            leave_out: str = "",
+            stand_ins: Sequence[Sdist] | None = None,
+        ) -> str:
+            if not requirements:
+                return ""
+            return await _compile(
+                environments,
+                requirements,
+                leave_out,
+                interpreter,
+                resolve_before,
+                system,
+                machine,
+                stand_ins,
+                folder,
+            )
+
+        requirements, build = await together(
+            [partial(pinned, wanted, name, found), partial(pinned, builds)]
         )
-
-    requirements, build = await together(
-        [partial(pinned, wanted, name), partial(pinned, list(builds), "")]
-    )
     return Lock(
         implementation=interpreter.implementation,
         python=interpreter.minor,
@@ -85,12 +118,14 @@ async def resolve(
 
 async def _compile(
     environments: Environments,
-    requirements: list[str],
+    requirements: Sequence[str],
     leave_out: str,
     interpreter: Installed,
     resolve_before: int,
     system: str,
     machine: str,
+    stand_ins: Sequence[Sdist] | None,
+    stand_ins_folder: Path,
 ) -> str:
     for text in requirements:
         _checked(text)
@@ -110,6 +145,10 @@ async def _compile(
     with environments.workplace() as folder:
         listing = folder / "requirements.in"
         listing.write_text("".join(f"{text}\n" for text in requirements))
+        if stand_ins:
+            exact = folder / "exact.txt"
+            exact.write_text("".join(f"{each.name}=={each.version}\n" for each in stand_ins))
+            arguments += ["--find-links", str(stand_ins_folder), "--constraints", str(exact)]
         result = folder / "lock.txt"
         ended = await environments.uv_run(
             [*arguments, str(listing), "-o", str(result)], RESOLVE_SECONDS
@@ -120,11 +159,28 @@ async def _compile(
                 raise InfraError(
                     f"the package index does not answer: {why}; check the network, then try again"
                 )
+            remedy = "" if stand_ins is None else _without_wheels(why)
             raise LocalError(
-                f"the dependencies for Python {interpreter.version} do not resolve: {why}"
+                f"{remedy}the dependencies for Python {interpreter.version} do not resolve: {why}"
             )
         text = result.read_text()
-    return format_lock(parse_lock(text))
+    hashes = {each.name: (each.sha256,) for each in stand_ins or ()}
+    pins = parse_lock(text)
+    return format_lock(tuple(replace(p, hashes=hashes.get(p.name, p.hashes)) for p in pins))
+
+
+def _without_wheels(why: str) -> str:
+    """What to do about packages without a wheel, where uv's words say that it is this."""
+    named: list[str] = []
+    for name in sorted(set(_NO_WHEEL.findall(why))):
+        version = re.search(rf"\b{re.escape(name)}==(\S+) has no usable wheels", why)
+        named.append(f'"{name}=={version[1] if version else "VERSION"}"')
+    if not named:
+        return ""
+    return (
+        "nothing is built while resolving: what exists only as an sdist is built in the sandbox "
+        f"if [tool.ponyswarm.install] says from_source = [{', '.join(named)}]; "
+    )
 
 
 def _target(interpreter: Installed) -> list[str]:
@@ -149,6 +205,46 @@ def project_requirements(tree: Path, spec: Spec) -> tuple[str, ...]:
     else:
         found = _elsewhere(tree, spec)
     return (*found, *groups)
+
+
+def _needs(sdist: Sdist, spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What an sdist needs when it runs, and what building it needs."""
+    try:
+        requires = sdist_requirements(sdist.tree, spec)
+        for text in requires:
+            _checked(text)
+        return requires, build_requirements(sdist.tree)
+    except (LocalError, PeerError) as fault:
+        raise LocalError(f"the sdist of {sdist.name} {sdist.version}: {fault}") from fault
+
+
+def sdist_requirements(tree: Path, spec: Spec) -> tuple[str, ...]:
+    """What an sdist says a dependency needs; only what was written to be read counts."""
+    project = source.table(source.pyproject(tree), "project")
+    if project and "dependencies" not in _list(project.get("dynamic")):
+        return tuple(str(text) for text in _list(project.get("dependencies")))
+    metadata = source.metadata(tree)
+    if metadata is not None and _is_static(metadata):
+        return tuple(str(line) for line in metadata.get_all("Requires-Dist", []))
+    written = _from_setup_cfg(tree, replace(spec, install=Install()))
+    if written is None:
+        written = _from_setup_py(tree)
+    if written is None and not spec.install.requirements:
+        raise LocalError(
+            "what it needs is computed by its build, which is never run while resolving: list "
+            "that under [tool.ponyswarm] as install.requirements"
+        )
+    return tuple(written or ())
+
+
+def _is_static(metadata: Message) -> bool:
+    try:
+        tells = Version(metadata.get("Metadata-Version", "1.0")) >= _TELLS_DYNAMIC
+    except InvalidVersion:
+        return False
+    return tells and "requires-dist" not in {
+        text.lower() for text in metadata.get_all("Dynamic", [])
+    }
 
 
 def build_requirements(tree: Path) -> tuple[str, ...]:

@@ -10,7 +10,10 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -71,6 +74,30 @@ def needs_index() -> None:
         index._get(index.url() + "/six/", index.MAX_PAGE)
     except InfraError as fault:
         pytest.skip(f"no package index here: {fault}")
+
+
+@contextmanager
+def served(pages: Mapping[str, tuple[str, bytes]]) -> Iterator[str]:
+    """The address of a server of these pages: path → content type and body; 404 for others."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content_type, body = pages.get(self.path, ("", b""))
+            self.send_response(200 if body else 404)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+        thread.join()
 
 
 def archive(folder: Path, files: dict[str, str]) -> Path:
