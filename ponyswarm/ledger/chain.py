@@ -15,6 +15,9 @@ from ponyswarm.messages import Entry
 
 FUTURE_MS = 120_000
 
+# What others keep of one feed. It is a valid prefix then: its author goes on in another one.
+MAX_BYTES_PER_FEED = 64 << 20
+
 
 class Head(Struct, frozen=True, gc=False):
     """The last known entry of a feed."""

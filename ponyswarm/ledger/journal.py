@@ -24,12 +24,15 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock
 
-from ponyswarm.codec import ZERO, decode_frame, sign_entry
+from ponyswarm.codec import MAX_FRAME, ZERO, decode_frame, sign_entry
 from ponyswarm.errors import InfraError
 from ponyswarm.keys import SecretKey
-from ponyswarm.ledger.chain import FUTURE_MS
+from ponyswarm.ledger.chain import FUTURE_MS, MAX_BYTES_PER_FEED
 from ponyswarm.ledger.database import connect, transaction
 from ponyswarm.messages import Entry, Payload
+
+# So many entries fit in what others keep of one feed, whatever their sizes.
+MAX_ENTRIES = MAX_BYTES_PER_FEED // MAX_FRAME
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS own (
@@ -162,8 +165,9 @@ class Journal:
                     " WHERE project = ?",
                     (self._boot, project),
                 ).fetchone()
-            # Where the clock ran far ahead once, others would hold back all that follows there.
-            if row is None or row[4] or row[3] > now + FUTURE_MS:
+            # Where the clock ran far ahead once, others would hold back all that follows there;
+            # and of a feed that is too long they would keep no more.
+            if row is None or row[4] or row[3] > now + FUTURE_MS or row[1] + 1 >= MAX_ENTRIES:
                 continues = None if row is None else row[2]
                 entry = sign_entry(
                     self._key,

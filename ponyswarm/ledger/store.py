@@ -33,6 +33,7 @@ from ponyswarm.errors import InfraError, PeerError
 from ponyswarm.frontier import Frontier
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import (
+    MAX_BYTES_PER_FEED,
     Accept,
     Completed,
     Duplicate,
@@ -78,9 +79,6 @@ from ponyswarm.policy import ProjectState, advance, fold, refusal
 # that is seldom online opens one after each start that no peer could confirm: a limit that
 # such a home reached in years would silence it for good.
 MAX_FEEDS_PER_AUTHOR = 1_024
-
-# What one author may make others keep in one project. A feed is then a valid prefix.
-MAX_BYTES_PER_FEED = 64 << 20
 
 # Feeds whose heads are kept in memory between two appends.
 MAX_KEPT_FEEDS = 65_536

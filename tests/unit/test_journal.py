@@ -17,14 +17,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from authors import NOW, Author, digest, project_record
+from authors import NOW, Author, digest, project_record, result
 
 from ponyswarm import keys
-from ponyswarm.codec import ZERO, decode_entry, decode_payload
+from ponyswarm.codec import MAX_FRAME, ZERO, decode_entry, decode_payload
 from ponyswarm.errors import InfraError, PeerError
 from ponyswarm.keys import SecretKey
-from ponyswarm.ledger.chain import FUTURE_MS, Accept
-from ponyswarm.ledger.journal import Journal, machine_id
+from ponyswarm.ledger import journal as journal_module
+from ponyswarm.ledger import store as store_module
+from ponyswarm.ledger.chain import FUTURE_MS, MAX_BYTES_PER_FEED, Accept
+from ponyswarm.ledger.journal import MAX_ENTRIES, Journal, machine_id
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Entry, Withdraw
 
@@ -379,6 +381,28 @@ def test_a_clock_that_ran_far_ahead_does_not_hold_the_feed_back_for_ever(home):
     assert continues(fresh) == ahead.id
     assert say(journal, "c", NOW).header.seq == 1
     journal.close()
+
+
+def test_a_feed_that_others_would_keep_no_more_of_is_left_for_a_new_one(
+    home, tmp_path, monkeypatch
+):
+    """A volunteer that works for years must not be silenced by the quota for strangers."""
+    assert MAX_ENTRIES * MAX_FRAME <= MAX_BYTES_PER_FEED
+    root = Author(1)
+    genesis = root.project()
+    size = 3 * len(Author(2).result(genesis.id, PROJECT, PROJECT).frame)
+    monkeypatch.setattr(journal_module, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(store_module, "MAX_BYTES_PER_FEED", size)
+    journal, ledger = open_journal(home), Store(tmp_path / "ledger")
+    ledger.append(genesis, NOW)
+    runs = [
+        journal.sign(result(PROJECT, digest(str(n))), project=genesis.id, now=NOW) for n in range(8)
+    ]
+    journal.close()
+    assert [entry.header.seq for entry in runs] == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert [continues(entry) for entry in runs[::3]] == [None, runs[2].id, runs[5].id]
+    assert ledger.append_all(runs, NOW) == [Accept()] * 8
+    ledger.close()
 
 
 def test_a_closed_feed_is_never_extended(home):
