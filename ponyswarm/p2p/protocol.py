@@ -689,7 +689,8 @@ class Protocol:
             times.append(lapse)
         for mine in self._mine.values():
             times.append(mine.until - LEASE_MS + RENEW_MS)
-            if mine.told < len(AGAIN_MS):
+            # As `_settle` has it: who yields, or is past yielding, says nothing again.
+            if mine.told < len(AGAIN_MS) and not mine.yields and now - mine.since <= FIRM_MS:
                 times.append(mine.since + AGAIN_MS[mine.told])
         if self._capacity is not None:
             for project in self._projects.values():

@@ -233,6 +233,18 @@ def test_a_run_that_turns_out_to_be_one_too_many_is_stopped_while_it_is_young(sc
     assert [e.cell for e in scene.tick(1000) if isinstance(e, Stop)] == [cell]
 
 
+def test_a_tick_leaves_nothing_that_is_due_at_once(scene):
+    # Whoever comes back as soon as something is due would come back for ever.
+    job, (cell,) = scene.job(redundancy=1, own=True)
+    scene.tick()
+    scene.tick(SETTLE_MS)
+    assert scene.protocol.due > scene.now
+    scene.hear(Claim(job=job.id, cell=cell, until=scene.now + LEASE_MS - 5_000))
+    for after in (1, 1_000, 1_000, FIRM_MS):
+        scene.tick(after)
+        assert scene.protocol.due > scene.now
+
+
 def test_a_run_that_is_no_longer_young_goes_on_whoever_else_is_at_it(scene):
     job, (cell,) = scene.job(redundancy=1)
     scene.tick()
