@@ -3,14 +3,17 @@
 `simulation` says what is real in it. Two questions: does the swarm hold when a tenth of its
 volunteers cheats, each for itself (`simulation.day`); and what share of the verdicts can one
 operator get wrong who runs several keys, under policies that know operators and that do not.
-``PONYSWARM_SEED`` chooses another history.
+``PONYSWARM_SEED`` chooses another history; ``PONYSWARM_HOURS`` ends the day after so many hours,
+with as many fewer outcomes (a whole day takes about an hour of a core).
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
+from dataclasses import replace
 
 from bench.report import Row, main
 from ponyswarm.policy import ReaderPolicy
@@ -18,7 +21,8 @@ from simulation.day import Day, Plan, Report
 from simulation.operators import Share, wrongly_confirmed
 from simulation.world import SEED
 
-FULL = Plan(seed=SEED)
+HOURS = float(os.environ.get("PONYSWARM_HOURS", "24"))
+FULL = replace(Plan(seed=SEED), hours=HOURS, outcomes=int(Plan(seed=SEED).outcomes * HOURS / 24))
 QUICK = Plan(
     nodes=40, projects=1, outcomes=120, hours=1.0, partitions=1, partition_hours=0.1, seed=SEED
 )

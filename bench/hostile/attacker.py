@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -71,14 +71,14 @@ class Attacker:
         data: bytes,
         number: int = 1,
         *,
-        topic: str | None = None,
+        topics: Sequence[str] = (),
         pair: KeyPair | None = None,
     ) -> rpc_pb2.Message:
-        """Rightly signed by ``pair``, our own by default."""
+        """Rightly signed by ``pair``, our own by default, and for our topic by default."""
         pair = pair or self.pair
         message = rpc_pb2.Message(
             data=data,
-            topicIDs=[topic or self.topic],
+            topicIDs=topics or [self.topic],
             from_id=ID.from_pubkey(pair.public_key).to_bytes(),
             seqno=number.to_bytes(8, "big"),
         )

@@ -68,14 +68,14 @@ def _entry(attacker: Attacker, payload: Payload, **more: Any) -> Entry:
 
 
 async def _talk(
-    attacker: Attacker, say: Callable[[int], bytes], *, topic: str | None = None
+    attacker: Attacker, say: Callable[[int], bytes], *, topics: tuple[str, ...] = ()
 ) -> None:
     """One gossip message after the other, each made anew."""
     stream = None
     number = time.time_ns()
     while True:
         number += 1
-        message = attacker.message(say(number), number, topic=topic)
+        message = attacker.message(say(number), number, topics=topics)
         stream = await attacker.rpc(rpc_pb2.RPC(publish=[message]), stream)
         await trio.sleep(TALK)
 
@@ -165,7 +165,7 @@ async def founded_projects(attacker: Attacker) -> None:
         )
         return encode_gossip(genesis)
 
-    await _talk(attacker, say, topic=DIRECTORY)
+    await _talk(attacker, say, topics=(DIRECTORY,))
 
 
 async def _strangers(attacker: Attacker, say: Callable[[], bytes]) -> None:

@@ -591,10 +591,10 @@ def test_nothing_comes_of_a_topic_that_a_peer_does_not_follow():
             assert ears.topics == {"two"}
             # Both directions: what is pushed to a node of a topic it does not follow.
             await attacker.rpc(
-                rpc_pb2.RPC(publish=[attacker.message(b"alien", topic="three", number=7)])
+                rpc_pb2.RPC(publish=[attacker.message(b"alien", topics=("three",), number=7)])
             )
             await attacker.rpc(
-                rpc_pb2.RPC(publish=[attacker.message(b"both", ("one", "three"), number=8)])
+                rpc_pb2.RPC(publish=[attacker.message(b"both", topics=("one", "three"), number=8)])
             )
             await trio.sleep(0.3)
             assert not {b"alien", b"both"} & {*middle.got, *talker.got}
