@@ -54,7 +54,14 @@ from ponyswarm.p2p.effects import (
     Unsubscribe,
 )
 from ponyswarm.p2p.fetcher import Fetcher
-from ponyswarm.p2p.network import Connected, Disconnected, Gossip, Network, open_network
+from ponyswarm.p2p.network import (
+    Connected,
+    Disconnected,
+    Followed,
+    Gossip,
+    Network,
+    open_network,
+)
 from ponyswarm.p2p.protocol import DIRECTORY, Capacity, Protocol, project_topic, topic_project
 from ponyswarm.pulling import Pulls
 from ponyswarm.refusals import Refusals
@@ -138,6 +145,7 @@ class Node:
             followed=lambda: protocol.followed,
             refuse=self.refusals.refuse,
             clock=now_ms,
+            pulled=protocol.pulled,
         )
         self.runs = Runs(execute, self._fetcher, blobs)
         self._witnessing: Witnessing | None = None
@@ -277,6 +285,10 @@ class Node:
                 case Disconnected(peer):
                     log.info("lost %s", peer_id(peer))
                     await self.perform(self.protocol.disconnected(peer, now))
+                case Followed(topic, peer):
+                    followed = topic_project(topic)
+                    if followed is not None:
+                        await self.perform(self.protocol.peer_follows(peer, followed, now))
                 case Gossip(topic, origin, forwarder, data):
                     message = self.intake.decoded(data)
                     if message is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import trio
@@ -26,6 +27,12 @@ TIMEOUT = 120.0
 AT_ONCE = 4
 
 
+class Pulled(Protocol):
+    """Told of each pull that ended, and whether the peer follows the project."""
+
+    def __call__(self, peer: bytes, project: bytes, *, knows: bool) -> None: ...
+
+
 class Pulls:
     """``heads`` says, by followed project, what peers said of our own feeds."""
 
@@ -40,6 +47,7 @@ class Pulls:
         followed: Callable[[], frozenset[bytes]],
         refuse: Callable[[str, bytes | None], None],
         clock: Callable[[], int],
+        pulled: Pulled,
     ) -> None:
         self.heads: dict[bytes, Heads] = {}
         self._journal = journal
@@ -50,6 +58,7 @@ class Pulls:
         self._followed = followed
         self._refuse = refuse
         self._clock = clock
+        self._pulled = pulled
         self._check = HeadCheck()
         self._slots = trio.CapacityLimiter(AT_ONCE)
         # One pull from each peer at a time, or a slow one of several projects takes all slots.
@@ -121,6 +130,7 @@ class Pulls:
             raise PeerError("timeout", "a pull took too long")
         finally:
             self._check.answered(project, peer, self._clock(), knows=knows)
+            self._pulled(peer, project, knows=knows)
             self.judge()
 
     # --- our own heads ------------------------------------------------------------------

@@ -231,6 +231,9 @@ class Node:
                 one.peers[two.me] = two
                 one.perform(one.protocol.connected(two.me, one.now))
                 one._plan()
+            for topic in self.topics & other.topics:
+                self._told_of(topic, other)
+                other._told_of(topic, self)
 
     def disconnect(self, other: Node) -> None:
         for one, two in ((self, other), (other, self)):
@@ -305,12 +308,21 @@ class Node:
                 case Subscribe(topic):
                     self.topics.add(topic)
                     self.world.subscribers[topic][self.number] = self
+                    for other in self.peers.values():
+                        self.world.at(self.world.latency(), other._told_of, topic, self)
                 case Unsubscribe(topic):
                     self._unsubscribe(topic)
                 case Penalise():
                     self.penalties.append(effect)
                 case _:
                     pass
+
+    def _told_of(self, topic: str, follower: Node) -> None:
+        """A peer says that it follows a topic."""
+        project = topic_project(topic)
+        if self.alive and project is not None and topic in self.topics:
+            self.perform(self.protocol.peer_follows(follower.me, project, self.now))
+            self._plan()
 
     def _unsubscribe(self, topic: str) -> None:
         self.topics.discard(topic)
@@ -385,6 +397,7 @@ class Node:
         asking = sync.Asking(project, self.store.live_frontier(project), doubted)
         reply, serving = sync.answer(asking.ask(), other.frontier_of)
         wish = asking.want(reply)
+        self.protocol.pulled(other.me, project, knows=wish != "unknown")
         if serving is None or isinstance(wish, str):
             return
         new = 0

@@ -44,7 +44,7 @@ async def joined(
 async def fetch_record(node: Node, project: bytes, seconds: float) -> None:
     """Get the record of a project that is followed; returns at once when it is here.
 
-    Follow it first: a peer that asks us for it on connecting asks again only much later.
+    Follow it first, so that peers who ask us for it on connecting have an answer.
 
     Raises `InfraError` when no peer was reached, `LocalError` when none knows the project.
     """

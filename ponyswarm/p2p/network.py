@@ -43,6 +43,7 @@ from ponyswarm.p2p.hardening import NetworkLimits, RelayLimits, peer_identity, p
 __all__ = [
     "Connected",
     "Disconnected",
+    "Followed",
     "Gossip",
     "Network",
     "NetworkEvent",
@@ -67,6 +68,14 @@ class Disconnected:
 
 
 @dataclass(frozen=True, slots=True)
+class Followed:
+    """A connected peer says that it follows a topic that we follow."""
+
+    topic: str
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Gossip:
     """``origin`` signed the message; ``forwarder`` is the peer it came from."""
 
@@ -76,7 +85,7 @@ class Gossip:
     data: bytes
 
 
-NetworkEvent = Connected | Disconnected | Gossip
+NetworkEvent = Connected | Disconnected | Followed | Gossip
 
 # (topic, origin, forwarder, data); synchronous and quick. False: refused, not relayed.
 Validator = Callable[[str, bytes, bytes, bytes], bool]
@@ -218,6 +227,7 @@ class Network:
             self._router,
             validate=validate,
             deliver=self._deliver,
+            followed=lambda topic, peer: self._tell(Followed(topic, peer), peer),
             limits=limits,
             referee=self._referee,
         )
@@ -400,10 +410,13 @@ class Network:
         return tuple(key for key in found if key is not None)
 
     def _deliver(self, topic: str, origin: bytes, forwarder: bytes, data: bytes) -> None:
+        self._tell(Gossip(topic, origin, forwarder, data), forwarder)
+
+    def _tell(self, event: Followed | Gossip, peer: bytes) -> None:
         if self._send.statistics().current_buffer_used >= self._limits.events:
-            self._referee.refuse("events-full", forwarder)
+            self._referee.refuse("events-full", peer)
             return
-        self._send.send_nowait(Gossip(topic, origin, forwarder, data))
+        self._send.send_nowait(event)
 
     # Streams
 

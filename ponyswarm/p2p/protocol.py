@@ -81,6 +81,8 @@ _PROJECT_TOPIC = "/ponyswarm/1/p/"
 PULL_EVERY_MS = 60_000
 # A peer is asked again about a project at the earliest after this.
 PULL_PAUSE_MS = 1_000
+# A peer that has just followed a project asks others first: it is asked again after this.
+CATCH_UP_MS = 3_000
 DIRECTORY_EVERY_MS = 600_000
 # A change of our offer is told at once, but not more often than this.
 OFFER_PAUSE_MS = 500
@@ -206,6 +208,9 @@ class Protocol:
         self._secrets: dict[bytes, _Secret] = {}
         self._blocked: dict[bytes, int] = {}
         self._pulled: dict[tuple[bytes, bytes], int] = {}
+        # (peer, project) of pulls that gave no answer, and of who said to follow a project.
+        self._unanswered: set[tuple[bytes, bytes]] = set()
+        self._followers: set[tuple[bytes, bytes]] = set()
         self._directory_at = 0
         self._offer_at = 0
         self._retell_at: int | None = None
@@ -362,9 +367,38 @@ class Protocol:
         self._peers.pop(peer, None)
         for key in [key for key in self._pulled if key[0] == peer]:
             del self._pulled[key]
+        self._unanswered = {key for key in self._unanswered if key[0] != peer}
+        self._followers = {key for key in self._followers if key[0] != peer}
         if self._jobs.doubt(peer, now):
             self._choose_at = now
         return []
+
+    def peer_follows(self, peer: bytes, project: bytes, now: int) -> list[Effect]:
+        """A connected peer says that it follows a project of ours, as it may have just begun to.
+
+        Once a connection, it is told what stands, and asked if it had no answer before: now,
+        and when it has had time to ask its own peers.
+        """
+        key = (peer, project)
+        if peer not in self._peers or project not in self._projects or key in self._followers:
+            return []
+        self._followers.add(key)
+        if self._retell_at is None:
+            self._retell_at = now + MESH_MS
+            self._due = min(self._due, self._retell_at)
+        if key not in self._unanswered:
+            return []
+        effects = self._pull(peer, project, now)
+        self._pull_later[key] = now + CATCH_UP_MS
+        self._due = min(self._due, now + CATCH_UP_MS)
+        return effects
+
+    def pulled(self, peer: bytes, project: bytes, *, knows: bool) -> None:
+        """A pull ended; the peer followed the project, or had no answer."""
+        if not knows and peer in self._peers:
+            self._unanswered.add((peer, project))
+        else:
+            self._unanswered.discard((peer, project))
 
     def _pull(self, peer: bytes, project: bytes, now: int) -> list[Effect]:
         # A peer that makes us see gaps on purpose must not keep us pulling without pause.

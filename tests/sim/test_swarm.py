@@ -223,6 +223,34 @@ def test_a_late_joiner_gets_everything(world):
     assert len(world.runs) == runs
 
 
+def test_who_follows_a_project_while_connected_is_told_all_at_once(world):
+    maintainer, project = swarm(world, 6)
+    maintainer.say(job_for(("3.12",), 4, 1), project)
+    world.run(300, until=lambda: is_served(maintainer, 1))
+    late = world.add(pythons=PYTHONS)
+    late.connect(world.nodes[2])
+    world.run(5)
+    late.follow(project)
+    world.run(3)
+    assert late.root(project) == maintainer.root(project)
+    assert late.me in world.nodes[2].protocol.offers(project, world.nodes[2].now)
+
+
+def test_who_asked_before_its_peer_followed_asks_again_as_soon_as_it_does(world):
+    maintainer, project = swarm(world, 6)
+    maintainer.say(job_for(("3.12",), 4, 1), project)
+    world.run(300, until=lambda: is_served(maintainer, 1))
+    early, middle = world.add(pythons=PYTHONS), world.add(pythons=PYTHONS)
+    early.follow(project)
+    early.connect(middle)
+    middle.connect(world.nodes[2])
+    world.run(5)
+    assert early.root(project) != maintainer.root(project)
+    middle.follow(project)
+    world.run(6)
+    assert early.root(project) == maintainer.root(project)
+
+
 def test_a_late_joiner_gets_the_jobs_of_a_former_announcer(world):
     maintainer, project = swarm(world, 6)
     announcer = world.nodes[1]

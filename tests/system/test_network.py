@@ -20,6 +20,7 @@ from ponyswarm.keys import SecretKey
 from ponyswarm.p2p.network import (
     Connected,
     Disconnected,
+    Followed,
     Gossip,
     NetworkLimits,
     open_network,
@@ -112,6 +113,25 @@ def test_late_followers_and_leavers():
             await one.network.publish("late", b"3")  # Publishing needs no subscription.
             await until(lambda: other.got == [b"3"])
             assert one.got == [b"1"]
+
+    run(body)
+
+
+def test_who_follows_a_topic_while_connected_hears_of_it_from_then_on():
+    """A GRAFT that comes before the subscription is turned down, for a minute."""
+
+    async def body():
+        async with node(topics=("kept",)) as one, node(topics=()) as other:
+            await one.network.dial(other.address)
+            await until(lambda: one.network.peer in other.network.topic_peers("kept"))
+            await other.network.subscribe("kept")
+            await until(lambda: other.network.peer in one.network.topic_peers("kept"))
+            await until(lambda: Followed("kept", other.network.peer) in one.events)
+            await trio.sleep(0.5)
+            await one.network.publish("kept", b"down")
+            await until(lambda: other.got == [b"down"])
+            await other.network.publish("kept", b"up")
+            await until(lambda: one.got == [b"up"])
 
     run(body)
 

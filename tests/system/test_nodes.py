@@ -135,6 +135,26 @@ def test_a_job_of_an_untrusted_project_is_neither_fetched_nor_run_and_status_say
 
 
 @pytest.mark.timeout(120)
+def test_a_project_that_is_trusted_while_the_node_runs_is_served_at_once(
+    swarm: Swarm, python: Installed, tmp_path: Path
+) -> None:
+    maintainer = swarm.member("maintainer", [python])
+    volunteer = swarm.member("volunteer", [python])
+    project = found_project(swarm, maintainer)
+    swarm.start(maintainer, [], "--read-only")
+    swarm.start(volunteer, [swarm.address(maintainer)])
+    swarm.wait_for(maintainer, lambda now: len(now.peers) == 1)
+    time.sleep(2)  # What is said on connecting was said.
+    swarm.command(volunteer, "trust", "add", project)
+    swarm.wait_for(maintainer, lambda now: any(line.volunteers for line in now.projects))
+    source = archive(tmp_path, "quick", {"test_it.py": PASSES})
+    job = announce(swarm, maintainer, source, unittest_spec(tmp_path, minor_version(python)))
+    # Peers ask each other anyhow every 45 to 75 s.
+    until("the job was heard by gossip", lambda: cells(volunteer, job), 15)
+    until("it is run", lambda: runs(maintainer, job) == 1, 30)
+
+
+@pytest.mark.timeout(120)
 def test_announce_without_a_node_hands_entry_and_source_to_a_peer_and_says_to_how_many(
     swarm: Swarm, python: Installed, tmp_path: Path
 ) -> None:

@@ -26,8 +26,10 @@ from ponyswarm.p2p.effects import (
 )
 from ponyswarm.p2p.jobs import CLOCK_MS, GIVE_WAY_MS, STALE_MS
 from ponyswarm.p2p.protocol import (
+    CATCH_UP_MS,
     DIRECTORY,
     GIVE_UP_MS,
+    MESH_MS,
     PULL_PAUSE_MS,
     Capacity,
     Protocol,
@@ -110,6 +112,31 @@ def test_following_subscribes_and_asks_the_peers(scene):
     assert scene.protocol.followed == {scene.project, other}
     assert scene.protocol.unfollow(other) == [Unsubscribe(project_topic(other))]
     assert scene.protocol.unfollow(other) == []
+
+
+def test_a_peer_that_had_no_answer_is_asked_as_soon_as_it_follows(scene):
+    project = scene.project
+    assert scene.protocol.connected(PEER, scene.now) == [Pull(PEER, project)]
+    scene.protocol.pulled(PEER, project, knows=False)
+    scene.tick(2 * PULL_PAUSE_MS)
+    assert scene.protocol.peer_follows(PEER, project, scene.now) == [Pull(PEER, project)]
+    again = scene.tick(CATCH_UP_MS)
+    assert [e for e in again if isinstance(e, Pull)] == [Pull(PEER, project)]
+    # It cannot make us ask, or tell our offers, by saying so again and again.
+    scene.tick(2 * PULL_PAUSE_MS)
+    assert scene.protocol.peer_follows(PEER, project, scene.now) == []
+    assert scene.protocol.peer_follows(PEER, digest("not ours"), scene.now) == []
+
+
+def test_a_peer_that_answered_is_not_asked_for_following_but_told_what_stands(scene):
+    scene.protocol.connected(PEER, scene.now)
+    scene.protocol.pulled(PEER, scene.project, knows=True)
+    scene.tick(5_000)
+    assert scene.protocol.peer_follows(PEER, scene.project, scene.now) == []
+    told = [e for e in scene.tick(MESH_MS) if isinstance(e, Publish)]
+    assert [e.topic for e in told] == [project_topic(scene.project)]
+    scene.protocol.disconnected(PEER, scene.now)
+    assert scene.protocol.peer_follows(PEER, scene.project, scene.now) == []
 
 
 def test_topics_name_projects():

@@ -377,6 +377,7 @@ def test_a_peer_that_stalls_takes_one_slot_however_many_projects_it_has(stores, 
             followed=lambda: followed,
             refuse=lambda reason, peer: None,
             clock=lambda: NOW,
+            pulled=lambda peer, project, *, knows: None,
         )
         async with trio.open_nursery() as nursery:
             for one in followed:

@@ -11,6 +11,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.rpc_queue import RpcQueue
 
 from ponyswarm import keys
 from ponyswarm.errors import PeerError
@@ -38,6 +39,9 @@ class FencedPubsub(Pubsub):  # type: ignore[misc]
     - Sequence numbers restart with the clock's second, so after a quick restart what
       a node sends counts as seen (4 of 60 arrived).
     - Queues hold 32 frames and then drop.
+    - **A GRAFT overtakes the subscription before it**, because control messages alone have
+      priority: who follows a topic while it is connected is turned down as a stranger to it,
+      with a back-off of a minute in which it hears nothing.
     - Every frame carries a signed peer record: half the CPU of a small message.
     - A thread that sweeps the cache of seen messages is never stopped.
 
@@ -51,6 +55,7 @@ class FencedPubsub(Pubsub):  # type: ignore[misc]
         *,
         validate: Callable[[str, bytes, bytes, bytes], bool],
         deliver: Callable[[str, bytes, bytes, bytes], None],
+        followed: Callable[[str, bytes], None],
         limits: NetworkLimits,
         referee: Referee,
     ) -> None:
@@ -64,6 +69,7 @@ class FencedPubsub(Pubsub):  # type: ignore[misc]
         self.counter = time.time_ns()
         self._validate = validate
         self._deliver = deliver
+        self._followed = followed
         self._limits = limits
         self._referee = referee
         self._inbound: dict[ID, INetStream] = {}
@@ -79,6 +85,16 @@ class FencedPubsub(Pubsub):  # type: ignore[misc]
     ) -> tuple[rpc_pb2.RPC, rpc_pb2.RPC.SubOpts]:
         option = rpc_pb2.RPC.SubOpts(subscribe=subscribe, topicid=topic_id)
         return rpc_pb2.RPC(subscriptions=[option]), option
+
+    def _enqueue_or_retry_announce(
+        self,
+        peer_id: ID,
+        queue: RpcQueue,
+        rpc_msg: rpc_pb2.RPC,
+        announce: rpc_pb2.RPC.SubOpts | None,
+    ) -> None:
+        if not queue.push(rpc_msg, priority=True) and announce is not None:
+            self._schedule_announce_retry(peer_id, announce)
 
     async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> bool:
         rpc_msg.ClearField("senderRecord")
@@ -193,7 +209,10 @@ class FencedPubsub(Pubsub):  # type: ignore[misc]
         if len(topic) > self._limits.topic_length:
             self._referee.refuse("bad-topic", peer_key(origin_id), 1.0)
             return
+        known = origin_id in self.peer_topics.get(topic, ())
         super().handle_subscription(origin_id, sub_message)
+        if not known and topic in self.topic_ids and origin_id in self.peer_topics.get(topic, ()):
+            self._followed(topic, peer_key(origin_id) or b"")
         if not sub_message.subscribe:
             self.router.mesh.get(topic, set()).discard(origin_id)
             self.router.fanout.get(topic, set()).discard(origin_id)
