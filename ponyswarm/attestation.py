@@ -103,6 +103,7 @@ def _configuration(job: JobRow, cell: CellRow) -> dict[str, object]:
             "verdict": str(finding.verdict),
             "agree": finding.agree,
             "of": finding.of,
+            "onRecord": finding.on_record,
             "tests": finding.tests,
             "volunteers": [peer_id(key) for key in finding.supporters],
             "environments": sorted(

@@ -17,7 +17,10 @@ _LETTER = 6.6
 
 
 def words(cells: Sequence[CellRow]) -> tuple[str, str]:
-    """(what a job's badge says, its colour). All confirmed: the weakest cell speaks for it."""
+    """(what a job's badge says, its colour). All confirmed: the weakest cell speaks for it.
+
+    Cells that one run confirmed by its operator's long record are counted apart.
+    """
     verdicts = [cell.finding.verdict for cell in cells]
     failed = verdicts.count(Verdict.CONFIRMED_FAIL)
     if failed:
@@ -29,7 +32,9 @@ def words(cells: Sequence[CellRow]) -> tuple[str, str]:
         confirmed = sum(verdict in CONFIRMED for verdict in verdicts)
         return f"{confirmed} of {len(cells)} confirmed", _GREY
     weakest = min(cells, key=lambda cell: (cell.finding.agree, -cell.finding.of)).finding
-    return f"{weakest.agree} of {weakest.of} agree", _GREEN
+    lone = sum(cell.finding.on_record for cell in cells)
+    on_record = f", {lone} on record" if lone else ""
+    return f"{weakest.agree} of {weakest.of} agree{on_record}", _GREEN
 
 
 def svg(cells: Sequence[CellRow], label: str = "ponyswarm") -> str:

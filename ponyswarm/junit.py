@@ -69,6 +69,8 @@ def of_job(
         suite.add_testcases(cases)
         suite.add_property("verdict", str(finding.verdict))
         suite.add_property("agree", f"{finding.agree} of {finding.of}")
+        if finding.on_record:
+            suite.add_property("on record", "one run, of an operator with a long record")
         for row in agreed:
             suite.add_property("volunteer", peer_id(row.author))
         xml.append(suite)  # type: ignore[no-untyped-call]

@@ -39,6 +39,8 @@ def markdown(job: JobRow, cells: Sequence[CellRow]) -> str:
         "",
         *_table(cells),
     ]
+    if any(cell.finding.on_record for cell in cells):
+        lines += ["", "◇ on record: one run, of an operator with a long record of agreed runs."]
     for cell in cells:
         finding = cell.finding
         if finding.verdict is Verdict.CONFIRMED_FAIL or finding.dissent:
@@ -75,7 +77,8 @@ def _table(cells: Sequence[CellRow]) -> list[str]:
 def _cell(cell: CellRow) -> str:
     finding = cell.finding
     agree = f" {finding.agree}/{finding.of}" if finding.of else ""
-    return f"{_SIGNS[finding.verdict]} {finding.verdict}{agree}"
+    on_record = " ◇ on record" if finding.on_record else ""
+    return f"{_SIGNS[finding.verdict]} {finding.verdict}{agree}{on_record}"
 
 
 def _detail(cell: CellRow) -> list[str]:

@@ -93,6 +93,7 @@ def facts(one: News, job: JobRow, cell: CellRow) -> dict[str, object]:
         "verdict": str(finding.verdict),
         "agree": finding.agree,
         "of": finding.of,
+        "on_record": finding.on_record,
         "failed": finding.failed,
         "tests": finding.tests,
         "project": job.project.hex(),

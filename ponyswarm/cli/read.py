@@ -86,6 +86,7 @@ def cell_facts(cell: CellRow, point: Cell | None) -> dict[str, object]:
         "agree": finding.agree,
         "of": finding.of,
         "blind": finding.blind,
+        "on_record": finding.on_record,
         "tests": finding.tests,
         "failed": finding.failed,
         "supporters": [keys.peer_id(key) for key in finding.supporters],

@@ -28,6 +28,8 @@ _LOOKS = {
 }
 
 
+# Beside a verdict that rests on one run and its operator's long record (docs/verdicts.md).
+ON_RECORD = "◇ on record"
 # How many tests a line on a cell names.
 MOST_TESTS = 3
 # As wide as any table of ours: what goes into a pipe is never wrapped or cut.
@@ -48,6 +50,8 @@ def verdict_text(finding: Finding) -> str:
     if finding.of:
         blind = f", {finding.blind} of them blind" if finding.blind else ""
         parts.append(f"{finding.agree} of {finding.of} agree{blind}")
+        if finding.on_record:
+            parts.append(f"{ON_RECORD}: its operator is checked less often")
         parts.append(f"{finding.tests} tests" + (f", {finding.failed} bad" * bool(finding.failed)))
     if finding.verdict is Verdict.DISPUTED and finding.dissent:
         # Without a majority nobody is in the wrong yet.
@@ -95,6 +99,8 @@ def _cell_text(cell: CellRow) -> str:
     text = f"[{style}]{sign} {finding.verdict}[/{style}]"
     if finding.of:
         text += f" {finding.agree}/{finding.of}"
+    if finding.on_record:
+        text += f" {ON_RECORD}"
     return f"{text} [dim]{cell.id.hex()[:8]}[/dim]"
 
 
@@ -113,4 +119,6 @@ def print_matrix(job: JobRow, cells: Sequence[CellRow]) -> None:
             out.print(f"{escape(cell.place)}: {verdict_text(finding)}")
     tests = sum(cell.finding.tests for cell in cells)
     good = sum(cell.finding.verdict is Verdict.CONFIRMED_PASS for cell in cells)
-    out.print(f"{good} of {len(cells)} cells are a confirmed pass, {tests} tests in all")
+    lone = sum(cell.finding.on_record for cell in cells)
+    on_record = f", {lone} cells confirmed by one run {ON_RECORD}" if lone else ""
+    out.print(f"{good} of {len(cells)} cells are a confirmed pass, {tests} tests in all{on_record}")

@@ -334,6 +334,7 @@ def _templates(files: dict[str, bytes]) -> Environment:
         },
         kinds=words.KINDS,
         meanings=words.MEANINGS,
+        on_record=words.ON_RECORD,
         version=ponyswarm.__version__,
         run_kinds=volunteer.KINDS,
         run_meanings=volunteer.MEANINGS,

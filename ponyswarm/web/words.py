@@ -39,6 +39,8 @@ MEANINGS: Mapping[str, str] = {
     "broken": "no run came to an end: that is about machines, not about the tests",
     "pending": "nobody whose word counts has run it yet",
 }
+# What the mark says that a verdict bears which rests on a single run (`Finding.on_record`).
+ON_RECORD = "one run is enough here, as its operator has a long record of agreed runs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ class Shown:
     agree: int
     of: int
     blind: int
+    on_record: bool
     sealed: int
     tests: int
     failed: int
@@ -68,6 +71,7 @@ def shown(cell: CellRow) -> Shown:
         agree=finding.agree,
         of=finding.of,
         blind=finding.blind,
+        on_record=finding.on_record,
         sealed=len(finding.sealed),
         tests=finding.tests,
         failed=finding.failed,
@@ -82,6 +86,8 @@ def sentence(finding: Finding) -> str:
     if finding.of:
         blind = f", {finding.blind} of them blind" if finding.blind else ""
         parts.append(f"{finding.agree} of {finding.of} agree{blind}")
+        if finding.on_record:
+            parts.append(f"on record: {ON_RECORD}")
         bad = f", {finding.failed} bad" if finding.failed else ""
         parts.append(f"{count(finding.tests, 'test')}{bad}")
     if finding.sealed:

@@ -136,6 +136,7 @@ def cells(*findings: Finding) -> list[CellRow]:
 
 
 PASS = Finding(verdict=Verdict.CONFIRMED_PASS, agree=3, of=3)
+LONE = Finding(verdict=Verdict.CONFIRMED_PASS, agree=1, of=1, on_record=True)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +144,7 @@ PASS = Finding(verdict=Verdict.CONFIRMED_PASS, agree=3, of=3)
     [
         ([PASS, PASS], "3 of 3 agree"),
         ([PASS, Finding(verdict=Verdict.CONFIRMED_PASS, agree=2, of=3)], "2 of 3 agree"),
+        ([PASS, LONE, LONE], "1 of 1 agree, 2 on record"),
         ([PASS, Finding(verdict=Verdict.CONFIRMED_FAIL, agree=2, of=2)], "1 of 2 fail"),
         ([PASS, Finding(verdict=Verdict.DISPUTED, agree=1, of=2)], "1 of 2 disputed"),
         ([PASS, Finding(verdict=Verdict.PENDING)], "1 of 2 confirmed"),

@@ -175,7 +175,7 @@ def test_a_jobs_matrix_has_environments_down_and_factors_across(
 def test_headings_join_only_neighbours_that_share_all_above_them() -> None:
     shown = words.Shown(
         kind="pass", word="pass", verdict="", agree=0, of=0, blind=0, sealed=0, tests=0,
-        failed=0, runs=0, says="",
+        failed=0, runs=0, says="", on_record=False,
     )  # fmt: skip
     places = [
         Place(id="", python="3.12", services=(), factors={"a": a, "b": b}, label="", shown=shown)
