@@ -21,12 +21,15 @@ from ponyswarm.cli.opening import node_is_running, now_ms, opened, seconds_of
 from ponyswarm.cli.plain import harmless
 from ponyswarm.cli.read import cell_facts, exit_code, find_job, job_facts
 from ponyswarm.cli.tables import matrix_table, print_matrix, verdict_text
+from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader
 from ponyswarm.ledger.verdicts import CONFIRMED, Verdict
 from ponyswarm.policy import ReaderPolicy
 
 POLL = 0.5
+# How long a node that has just started may take to get a job from its peers.
+ARRIVES = 15.0
 
 Show = Callable[[Sequence[CellRow]], None]
 
@@ -59,8 +62,7 @@ def watch(
     """
     home: Home = ctx.obj
     seconds = seconds_of("--timeout", timeout)
-    with Reader(home.ledger) as reader:
-        row = find_job(reader, job)
+    row = arriving(home, job)
     chosen = ReaderPolicy.parse(policy, agreeing or row.redundancy)
 
     async def here() -> int:
@@ -88,6 +90,35 @@ def watch(
     else:
         print_matrix(row, cells)
     ctx.exit(code)
+
+
+def arriving(home: Home, text: str, seconds: float = ARRIVES) -> JobRow:
+    """A job that is here, or that the node on this home gets in so many seconds.
+
+    Raises `LocalError` when it is not here by then; at once when no node runs.
+    """
+    node_runs = node_is_running(home)
+    until = time.monotonic() + seconds
+    is_told = False
+    while True:
+        try:
+            with Reader(home.ledger) as reader:
+                return find_job(reader, text)
+        except LocalError as fault:
+            if not node_runs:
+                raise
+            if time.monotonic() >= until:
+                raise LocalError(
+                    f"{fault}; the node here did not get it in {seconds:g} s: 'ponyswarm status' "
+                    "shows which projects it follows and whom it is connected to"
+                ) from fault
+        if not is_told:
+            click.echo(
+                f"{text!r} is not in this ledger yet: the node here has {seconds:g} s to get it",
+                err=True,
+            )
+            is_told = True
+        time.sleep(POLL)
 
 
 async def settled(

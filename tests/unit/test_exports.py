@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import trio
 from authors import Author
 from click.testing import CliRunner
+from filelock import FileLock
 from filled import Ledger
 from junitparser import JUnitXml
 from markdown_it import MarkdownIt
@@ -19,6 +21,7 @@ from securesystemslib.signer import SSlibKey
 
 from ponyswarm import badge, keys
 from ponyswarm.cli import main, watch
+from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
 from ponyswarm.ledger.queries import CellRow, Reader
 from ponyswarm.ledger.verdicts import Finding, Verdict
@@ -175,6 +178,20 @@ def watched(ledger: Ledger) -> int:
     with Reader(home.ledger) as reader:
         job = reader.jobs()[0].id
     return trio.run(watch.settled, home, job, ReaderPolicy(agreeing=2), 0.2)
+
+
+def test_a_job_that_the_node_here_is_still_getting_is_waited_for(ledger, capsys) -> None:
+    home = Home.under(ledger.home)
+    with pytest.raises(LocalError, match="neither a job, nor a commit"):
+        watch.arriving(home, "bb" * 20)  # No node runs: nobody would get it.
+    with FileLock(home.lock), ThreadPoolExecutor() as beside:
+        waits = beside.submit(watch.arriving, home, "aa" * 20)
+        while "not in this ledger yet" not in capsys.readouterr().err:
+            assert not waits.done()
+        job, _ = ledger.job("comes late", "aa" * 20)
+        assert waits.result().id == job.id
+        with pytest.raises(LocalError, match="did not get it in 1 s: 'ponyswarm status'"):
+            watch.arriving(home, "bb" * 20, seconds=1)
 
 
 def test_waiting_ends_with_the_code_of_the_verdicts(ledger, volunteers) -> None:
