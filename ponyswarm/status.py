@@ -84,6 +84,8 @@ class NodeStatus:
     reach: str = ""
     """Whether others can reach this node, in a sentence."""
     sandbox: str = ""
+    limits: str = ""
+    """How many runs at once, and what each may take, in a sentence."""
     interpreters: tuple[str, ...] = ()
     peers: tuple[PeerLine, ...] = ()
     projects: tuple[ProjectLine, ...] = ()

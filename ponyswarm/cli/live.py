@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ponyswarm.cli.plain import HarmlessFormatter, harmless, room, size
+from ponyswarm.cli.plain import HarmlessFormatter, harmless, resting, room, size
 from ponyswarm.status import NodeStatus, RunLine
 
 Show = Callable[[NodeStatus], None]
@@ -36,11 +36,16 @@ def view(now: NodeStatus, width: int) -> Group:
     up = int(now.updated - now.started)
     facts.add_row("node", f"{now.peer if width >= WIDE else '…' + now.peer[-12:]}  up {_span(up)}")
     facts.add_row("peers", _peers(now, width))
+    if now.reach:
+        facts.add_row("reach", Text(now.reach, overflow="fold", no_wrap=False))
     trusted = sum(project.trusted for project in now.projects)
     offers = sum(project.volunteers for project in now.projects)
     facts.add_row("projects", f"{trusted} trusted, {len(now.projects)} kept; {offers} offers")
     facts.add_row("today", f"{now.today_runs:,} runs, {now.today_tests:,} tests given")
     facts.add_row("disk", _disk(now))
+    facts.add_row("limits", now.limits)
+    if now.hold:
+        facts.add_row("resting", Text(harmless(resting(now)), style="yellow"))
     facts.add_row("queue", f"{_cells(now.waiting)} that this machine could run next")
     for idle in now.idle[:MOST_LINES]:
         facts.add_row("not run", Text(harmless(f"{idle.title}: {idle.why}")))

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -22,9 +22,9 @@ from filelock import FileLock, Timeout
 from ponyswarm import config, keys, readings, status
 from ponyswarm.cli import live, notifying
 from ponyswarm.cli.opening import opened, service_options
-from ponyswarm.cli.plain import start_logging
+from ponyswarm.cli.plain import size, start_logging
 from ponyswarm.errors import InfraError, LocalError
-from ponyswarm.exec import interpreters, provisioning, sandbox
+from ponyswarm.exec import eviction, interpreters, provisioning, sandbox
 from ponyswarm.exec.executor import Executor
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.services.service import Missing, Offer
@@ -55,6 +55,7 @@ SETTINGS_EVERY = 2.0
 # Offers that the status file tells of; a swarm may have thousands.
 MAX_OFFERS = 500
 GIVEN_EVERY = 15.0
+CACHE_EVERY = 60.0
 # Free space is told in steps, so that others' writing does not count as news of this node.
 FREE_STEP = 64 << 20
 
@@ -245,11 +246,16 @@ async def _run(
             log.info("no project is trusted yet: 'ponyswarm trust add PROJECT_ID' lets jobs in")
         given = Given(home, settings, session.key.public)
         willing = Willing(settings.volunteer)
-        report = partial(_status, opened_node, willing, words, installed, time.time(), given)
+        limits = _limits_in_words(settings, offered)
+        report = partial(
+            _status, opened_node, willing, words, limits, installed, time.time(), given
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_tell_status, home, report, show)
             nursery.start_soon(_watch_settings, home, opened_node, willing)
             nursery.start_soon(_respect, home, opened_node, willing, nursery.cancel_scope)
+            if offered is not None:
+                nursery.start_soon(given.measure_cache)
             if pages is not None:
                 nursery.start_soon(pages)
             if settings.notify:
@@ -477,6 +483,14 @@ class Given:
         self._due = 0.0
         self._ended = 0
         self._last: tuple[int, int, int, int] = (0, 0, 0, 0)
+        self._cache: int | None = None
+
+    async def measure_cache(self) -> None:
+        """Look now and then what the runs' cache takes, beside the loop: it has many files."""
+        while True:
+            with suppress(OSError):  # Runs move and remove what is looked at.
+                self._cache = await trio.to_thread.run_sync(eviction.taken, self._home.cache)
+            await trio.sleep(CACHE_EVERY)
 
     def look(self, ended: int) -> tuple[int, int, int, int]:
         """(runs today, tests today, bytes of the ledger, bytes free on its disk).
@@ -495,16 +509,30 @@ class Given:
 
     def rooms(self, ledger: int, blobs: int) -> tuple[status.Room, ...]:
         budget = None if self._archive else self._limits.blobs
-        return (
+        rooms = (
             status.Room(name="ledger", used=ledger, budget=self._limits.ledger),
             status.Room(name="blobs", used=blobs, budget=budget),
         )
+        if self._cache is None:
+            return rooms
+        return (*rooms, status.Room(name="cache", used=self._cache, budget=self._limits.cache))
+
+
+def _limits_in_words(settings: config.Settings, offered: Capacity | None) -> str:
+    if offered is None:
+        return "runs no jobs"
+    limits = settings.limits
+    return (
+        f"{offered.slots} run{'s' * (offered.slots != 1)} at once, each with at most "
+        f"{size(limits.memory)} memory, {size(limits.disk)} disk, {limits.time // 60} min"
+    )
 
 
 def _status(
     opened_node: Node,
     willing: Willing,
     words: str,
+    limits: str,
     installed: tuple[Installed, ...],
     started: float,
     given: Given,
@@ -539,6 +567,7 @@ def _status(
         reached_at=opened_node.connectivity.addresses(),
         reach=opened_node.connectivity.words(),
         sandbox=words,
+        limits=limits,
         interpreters=tuple(i.name.replace("-", " ", 1) for i in installed),
         peers=tuple(
             status.PeerLine(peer=keys.peer_id(peer), address=network.remote_address(peer) or "")

@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 
 from ponyswarm.plain import harmless
-from ponyswarm.status import Room
+from ponyswarm.status import NodeStatus, Room
 
-__all__ = ["HarmlessFormatter", "JsonFormatter", "harmless", "room", "size", "start_logging"]
+__all__ = [
+    "HarmlessFormatter",
+    "JsonFormatter",
+    "harmless",
+    "resting",
+    "room",
+    "size",
+    "start_logging",
+]
 
 
 # Libraries whose log says nothing to an owner.
@@ -64,6 +73,13 @@ def room(one: Room) -> str:
     """What takes room, how much, and how much it may: ``blobs 12 MiB of 5.0 GiB``."""
     most = "" if one.budget is None else f" of {size(one.budget)}"
     return f"{one.name} {size(one.used)}{most}"
+
+
+def resting(now: NodeStatus) -> str:
+    """Why a node takes no jobs, and until when as far as that is known; empty while it does."""
+    end = now.hold_until
+    when = "" if end is None else time.strftime(", until %a %H:%M:%S", time.localtime(end))
+    return f"{now.hold}{when}" if now.hold else ""
 
 
 def size(count: float) -> str:

@@ -24,7 +24,7 @@ from ponyswarm.cli import (
     print_json,
 )
 from ponyswarm.cli.opening import node_is_running, running_status
-from ponyswarm.cli.plain import harmless, room, size
+from ponyswarm.cli.plain import harmless, resting, room, size
 from ponyswarm.cli.tables import console, print_matrix, verdict_text
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
@@ -485,6 +485,7 @@ def status(home: Home, as_json: bool) -> None:
     if now.reach:
         out.print(f"  reach     {now.reach}")
     out.print(f"  sandbox   {plain(now.sandbox)}")
+    out.print(f"  limits    {now.limits}")
     out.print(f"  pythons   {', '.join(now.interpreters) or 'none'}")
     out.print(f"  peers     {len(now.peers)}")
     for peer in now.peers:
@@ -506,9 +507,7 @@ def status(home: Home, as_json: bool) -> None:
             f"{run.done}{total}, {run.seconds:.0f} s"
         )
     if now.hold:
-        end = now.hold_until
-        when = "" if end is None else time.strftime(", until %a %H:%M:%S", time.localtime(end))
-        out.print(f"  resting   {plain(now.hold)}{when}")
+        out.print(f"  resting   {plain(resting(now))}")
     for idle in now.idle:
         out.print(f"  not run   {plain(idle.title)}: {plain(idle.why)}")
     for project in now.heard:

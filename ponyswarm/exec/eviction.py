@@ -120,6 +120,11 @@ def items(cache: Path) -> list[Item]:
     ]
 
 
+def taken(cache: Path) -> int:
+    """Bytes that all of it takes, as far as an eviction counts them."""
+    return sum(item.size for item in items(cache))
+
+
 def sweep(cache: Path) -> None:
     """Remove what a killed eviction left, and the files of items that are gone."""
     for kind in KINDS:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ponyswarm.exec import eviction
 from ponyswarm.exec.environment import Environments
-from ponyswarm.exec.eviction import evict, held, items
+from ponyswarm.exec.eviction import evict, held, items, taken
 
 NOW = 1_800_000_000.0
 DAY = 86_400
@@ -33,6 +33,7 @@ def test_the_oldest_go_until_the_rest_fits(tmp_path):
     older = item(tmp_path, "sources/older", 4)
     new = item(tmp_path, "projects/new", 1)
     size = sum(one.size for one in items(tmp_path))
+    assert taken(tmp_path) == size
     done = evict(tmp_path, size, NOW)
     assert (done.items, done.left) == (0, size)
     done = evict(tmp_path, size - SIZE, NOW)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
@@ -41,6 +42,8 @@ BUSY = NodeStatus(
     today_runs=12,
     today_tests=4321,
     disk=(Room(name="ledger", used=3 << 20, budget=5 << 30), Room(name="blobs", used=0)),
+    reach="others reach this node only through a relay: forward TCP port 7797 to this machine",
+    limits="2 runs at once, each with at most 2.0 GiB memory, 2.0 GiB disk, 60 min",
     disk_free=9 << 30,
 )
 
@@ -83,6 +86,16 @@ def test_an_idle_node_has_a_view_too() -> None:
     assert "0 connected" in text
     assert "0 cells" in text
     assert "refused" not in text
+
+
+def test_the_view_says_whether_others_reach_the_node_and_why_it_rests() -> None:
+    text = " ".join(shown(BUSY, 60).split())
+    assert "reach others reach this node only through a relay: forward TCP" in text
+    assert "port 7797" in text  # The remedy stands at the sentence's end: it is folded, not cut.
+    assert "2 runs at once" in text
+    paused = replace(BUSY, hold="paused by its owner", hold_until=1_800_000_000.0)
+    assert "resting" in shown(paused, 80)
+    assert "paused by its owner, until Fri" in shown(paused, 80)
 
 
 def test_colours_are_left_out_where_none_are_wanted() -> None:
