@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
 from ponyswarm.errors import PeerError
 from ponyswarm.messages import Blob
-from ponyswarm.node import Node
 from ponyswarm.p2p import blobs as blob_protocol
+
+if TYPE_CHECKING:
+    from ponyswarm.node import Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,30 @@
-"""A node that lives as long as one command: it replicates and serves, and runs no jobs."""
+"""A node that lives as long as one command: it replicates and serves, and runs no jobs.
+
+libp2p takes more than a second to import, so that is left to when a command joins.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
 from ponyswarm import config
-from ponyswarm.cli.node import network_addresses
 from ponyswarm.errors import InfraError, LocalError, PeerError
 from ponyswarm.home import Home
-from ponyswarm.node import Node, open_node
-from ponyswarm.p2p.connectivity import Connectivity
 from ponyswarm.p2p.table import PeerTable
 from ponyswarm.session import Session
+
+if TYPE_CHECKING:
+    from ponyswarm.node import Node
 
 
 def known_addresses(home: Home, peers: tuple[str, ...]) -> tuple[tuple[str, ...], PeerTable]:
     """Whom a command could call, and the peers that were met before."""
+    from ponyswarm.cli.node import network_addresses
+
     settings = config.load(home.ini) if home.ini.exists() else config.Settings()
     return network_addresses(home, settings, peers), PeerTable(home.peers)
 
@@ -28,6 +34,9 @@ async def joined(
     session: Session, addresses: tuple[str, ...], table: PeerTable
 ) -> AsyncIterator[Node]:
     """Join the network for the length of the block; nobody can call in."""
+    from ponyswarm.node import open_node
+    from ponyswarm.p2p.connectivity import Connectivity
+
     async with open_node(
         key=session.key,
         store=session.store,

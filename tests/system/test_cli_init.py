@@ -170,6 +170,18 @@ def test_help_and_version_load_nothing_heavy(person):
     assert time.perf_counter() - began < 0.7 or os.getloadavg()[0] > (os.cpu_count() or 1)
 
 
+@pytest.mark.parametrize("name", ["announce", "watch", "try"])
+def test_a_command_that_may_join_the_network_loads_libp2p_only_when_it_does(name):
+    script = (
+        "import sys\nfrom ponyswarm.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print('libp2p' in sys.modules)"
+    )
+    words = [sys.executable, "-c", script, name, "--help"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 def test_an_unknown_command_is_guessed():
     result = CliRunner().invoke(cli.main, ["trsut"])
     assert result.exit_code == 2
