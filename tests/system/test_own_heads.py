@@ -63,14 +63,17 @@ def assert_no_fork(*members: Member) -> None:
 
 
 def restore(backup: Path, home: Path) -> None:
-    """Put old bytes into the same files, as a disk that is rolled back has them."""
+    """Put old bytes into the same files, as a disk that is rolled back has them.
+
+    What did not change is left alone: on such a disk, it has the times that it had.
+    """
     for file in sorted(home.rglob("*")):
         old = backup / file.relative_to(home)
         if file.is_file() and not file.is_socket():
-            if old.exists():
-                file.write_bytes(old.read_bytes())
-            else:
+            if not old.exists():
                 file.unlink()
+            elif file.read_bytes() != old.read_bytes():
+                file.write_bytes(old.read_bytes())
 
 
 def confirmed(swarm: Swarm, member: Member) -> None:
