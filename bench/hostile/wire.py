@@ -177,3 +177,25 @@ async def subscription_flood(attacker: Attacker) -> None:
             await attacker.rpc(rpc_pb2.RPC(subscriptions=more), stream)
         except Exception:
             return
+
+
+ALL = (
+    garbage_tcp,
+    garbage_protocols,
+    garbage_negotiation,
+    malformed_protobuf,
+    invalid_utf8,
+    garbage_key,
+    garbage_origin,
+    forged,
+    overlong_frames,
+    big_message,
+    bad_control,
+    yamux_garbage,
+    yamux_big_frame,
+    yamux_window_overrun,
+    stream_flood,
+    half_streams,
+    message_flood,
+    subscription_flood,
+)

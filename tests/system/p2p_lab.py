@@ -150,31 +150,7 @@ async def handler_raises(attacker):
     await stream.write(b"x")
 
 
-ATTACKS = {
-    attack.__name__: attack
-    for attack in (
-        wire.garbage_tcp,
-        wire.garbage_protocols,
-        wire.garbage_negotiation,
-        wire.malformed_protobuf,
-        wire.invalid_utf8,
-        wire.garbage_key,
-        wire.garbage_origin,
-        wire.forged,
-        validator_raises,
-        handler_raises,
-        wire.overlong_frames,
-        wire.big_message,
-        wire.bad_control,
-        wire.yamux_garbage,
-        wire.yamux_big_frame,
-        wire.yamux_window_overrun,
-        wire.stream_flood,
-        wire.half_streams,
-        wire.message_flood,
-        wire.subscription_flood,
-    )
-}
+ATTACKS = {attack.__name__: attack for attack in (*wire.ALL, validator_raises, handler_raises)}
 
 
 def bare_survives(attack: str) -> bool:
