@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import IntEnum
 from importlib import resources
 from pathlib import Path
 
 from ponyswarm.errors import InfraError, LocalError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = resources.files("ponyswarm.ledger").joinpath("schema.sql").read_text("utf-8")
 
@@ -61,18 +61,54 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def schema_version(db: sqlite3.Connection, path: Path) -> int:
-    """The ledger's version, 0 for a new file; `LocalError` when this program cannot use it."""
+    """The ledger's version, 0 for a new file; `LocalError` for one of a later program."""
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version > SCHEMA_VERSION:
         raise LocalError(
             f"{path} was written by a later PonySwarm (schema {version}): update this one"
         )
-    if 0 < version < SCHEMA_VERSION:
-        raise LocalError(
-            f"{path} was written by an earlier PonySwarm (schema {version}): end the node, and "
-            "'ponyswarm fsck --repair' writes it anew; no entry is lost"
-        )
     return version
+
+
+def bring_up(db: sqlite3.Connection, version: int) -> bool:
+    """Make the tables of a new file (version 0), or bring an earlier one up to this version.
+
+    Whether that was possible: entries and what is derived from their payloads must stand in
+    the same tables as now. Views, text search and what other tables give are made anew.
+    """
+    script = ""
+    if version:
+        with closing(sqlite3.connect(":memory:")) as model:
+            model.executescript(SCHEMA)
+            if not set(model.execute(_KEPT)) <= set(db.execute(_KEPT)):
+                return False
+            named = "SELECT type, name FROM sqlite_schema WHERE type IN ('view', 'trigger')"
+            ours = set(model.execute(named)) & set(db.execute(named))
+        script = "".join(f"DROP {kind} {name};" for kind, name in sorted(ours)) + (
+            "DROP TABLE IF EXISTS failure_text; DROP TABLE IF EXISTS volunteer;"
+        )
+    try:
+        db.executescript(
+            f"BEGIN IMMEDIATE; {script} {SCHEMA}; {_DERIVED if version else ''}"
+            f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+        )
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return True
+
+
+# The tables that cannot be made of others.
+_KEPT = """
+    SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'
+    AND name NOT LIKE 'failure_text%' AND name != 'volunteer'
+"""
+_DERIVED = """
+    INSERT INTO failure_text (failure_text) VALUES ('rebuild');
+    INSERT INTO volunteer SELECT author, count(*), sum(state = 'completed'),
+        sum(state = 'broken'), sum(total) FROM run JOIN outcome USING (outcome) GROUP BY author;
+"""
 
 
 class Auth(IntEnum):

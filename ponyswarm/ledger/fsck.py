@@ -30,7 +30,7 @@ from anyio import to_process
 from ponyswarm.codec import SignedHeader, decode_kept, decode_payload, decode_signed_header
 from ponyswarm.codec import is_authentic as holds_own
 from ponyswarm.errors import InfraError, LocalError, PeerError
-from ponyswarm.ledger.database import SCHEMA, SCHEMA_VERSION, Auth, id_prefix
+from ponyswarm.ledger.database import SCHEMA, SCHEMA_VERSION, Auth, bring_up, id_prefix
 from ponyswarm.ledger.proofs import TREE_SCHEMA, Tree
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Entry, FeedRef
@@ -69,6 +69,8 @@ TABLES = {
     " LEFT JOIN target AS t USING (target) LEFT JOIN outcome AS o USING (outcome)"
     " LEFT JOIN entry USING (arrival) LEFT JOIN environment AS e USING (environment)"
     f" LEFT {_AUTHOR} run.author",
+    "volunteer": "SELECT hex(a.key), results, completed, broken, tests FROM volunteer AS v"
+    f" LEFT {_AUTHOR} v.author",
     "sealed": "SELECT job, cell, hex(a.key), entry.id, s.id, commitment, s.time, s.seen"
     f" FROM sealed AS s LEFT JOIN entry USING (arrival) LEFT {_AUTHOR} s.author",
     "opening": "SELECT job, cell, entry.id, opens, seen FROM opening"
@@ -154,7 +156,9 @@ def _examine(
         return
     with closing(sqlite3.connect(copy, isolation_level=None)) as db:
         db.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
-        _structure(db, report)
+        comparable = _brought_up(db, report)
+        if comparable:
+            _structure(db, report)
         halves = list(_evidence(db, report))
         rebuilt.restore_evidence(halves)
         trio.run(_entries, db, rebuilt, report, progress)
@@ -162,9 +166,23 @@ def _examine(
         _tree(copy, db, report)
         with closing(sqlite3.connect(f"{rebuilt.path.as_uri()}?mode=ro", uri=True)) as good:
             good.text_factory = db.text_factory
-            _compare(db, good, report)
+            if comparable:
+                _compare(db, good, report)
         if report.faults:
             _carry_over(db, rebuilt)
+
+
+def _brought_up(db: sqlite3.Connection, report: Report) -> bool:
+    """Whether the copy can be compared, after it was brought up as a node's start does it."""
+    try:
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+        if version == SCHEMA_VERSION or (0 < version < SCHEMA_VERSION and bring_up(db, version)):
+            return True
+    except _UNREADABLE as fault:
+        report.fault(f"the database's structure cannot be read ({fault})")
+        return True
+    report.fault(f"its schema is of version {version}, not {SCHEMA_VERSION}")
+    return not 0 < version < SCHEMA_VERSION
 
 
 def _structure(db: sqlite3.Connection, report: Report) -> None:
@@ -172,9 +190,6 @@ def _structure(db: sqlite3.Connection, report: Report) -> None:
         for (line,) in db.execute("PRAGMA integrity_check(100)"):
             if line != "ok":
                 report.fault(f"the database file is damaged: {line}")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version != SCHEMA_VERSION:
-            report.fault(f"its schema calls itself {version}, not {SCHEMA_VERSION}")
         listing = "SELECT type, name, tbl_name, sql FROM sqlite_master"
         with closing(sqlite3.connect(":memory:")) as model:
             model.executescript(SCHEMA)

@@ -26,7 +26,7 @@ from ponyswarm.codec import (
 from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import Head, Refused, judge
-from ponyswarm.ledger.database import Auth, id_prefix, schema_version
+from ponyswarm.ledger.database import SCHEMA_VERSION, Auth, id_prefix, schema_version
 from ponyswarm.ledger.store import RIGHTS, forked_authors
 from ponyswarm.ledger.verdicts import (
     NOTHING_OPENED,
@@ -159,7 +159,13 @@ class Reader:
             timeout=10,
             check_same_thread=not any_thread,
         )
-        schema_version(self._db, path)
+        version = schema_version(self._db, path)
+        if version != SCHEMA_VERSION:
+            self._db.close()
+            raise LocalError(
+                f"{path} was written by an earlier PonySwarm (schema {version}): 'ponyswarm node' "
+                "brings it up to date when it starts; no entry is lost"
+            )
 
     def __enter__(self) -> Reader:
         return self

@@ -29,7 +29,7 @@ from ponyswarm.codec import (
     is_authentic,
     unpack_header,
 )
-from ponyswarm.errors import InfraError, PeerError
+from ponyswarm.errors import InfraError, LocalError, PeerError
 from ponyswarm.frontier import Frontier
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import (
@@ -44,9 +44,9 @@ from ponyswarm.ledger.chain import (
     judge,
 )
 from ponyswarm.ledger.database import (
-    SCHEMA,
     SCHEMA_VERSION,
     Auth,
+    bring_up,
     connect,
     id_prefix,
     schema_version,
@@ -133,9 +133,12 @@ class Store:
         self._db = connect(path, synchronous="NORMAL", page_size=8192)
         self._db.execute("PRAGMA cache_size = -32768")
         self._db.execute("PRAGMA wal_autocheckpoint = 6000")
-        if not schema_version(self._db, path):
-            self._db.executescript(SCHEMA)
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        version = schema_version(self._db, path)
+        if version != SCHEMA_VERSION and not bring_up(self._db, version):
+            raise LocalError(
+                f"{path} was written by an earlier PonySwarm (schema {version}): end the node, and "
+                "'ponyswarm fsck --repair' writes it anew; no entry is lost"
+            )
         self._views = Views(self._db)
         self.notes = Notes(self._db)
         self.payloads = Payloads(self._db)

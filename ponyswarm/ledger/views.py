@@ -44,6 +44,8 @@ class Views:
         self._runs: list[tuple[object, ...]] = []
         self._failures: list[tuple[object, ...]] = []
         self._openings: list[tuple[object, ...]] = []
+        # By author: how many results, completed ones, broken ones and tests they add.
+        self._given: dict[int, list[int]] = {}
 
     def flush(self) -> None:
         """Write the rows that wait."""
@@ -54,6 +56,14 @@ class Views:
                 self._runs,
             )
             self._runs.clear()
+            self._db.executemany(
+                "INSERT INTO volunteer VALUES (?, ?, ?, ?, ?) ON CONFLICT (author) DO UPDATE"
+                " SET results = results + excluded.results,"
+                " completed = completed + excluded.completed,"
+                " broken = broken + excluded.broken, tests = tests + excluded.tests",
+                [(author, *given) for author, given in self._given.items()],
+            )
+            self._given.clear()
         if self._failures:
             self._db.executemany(
                 "INSERT INTO failure (arrival, job, cell, test, message) VALUES (?, ?, ?, ?, '')",
@@ -72,6 +82,7 @@ class Views:
         self._runs.clear()
         self._failures.clear()
         self._openings.clear()
+        self._given.clear()
         for numbers in self._numbers:
             numbers.clear()
 
@@ -170,18 +181,35 @@ class Views:
             sum(counts.values()),
         )
         facts = _facts(result.environment)
-        self._runs.append(
-            (
-                self._targets.get(target) or self._target(target),
-                author,
-                arrival,
-                self._outcomes.get(said) or self._outcome(said),
-                self._environments.get(facts) or self._environment(facts, result.environment),
-                result.seconds,
-            )
+        self._add_run(
+            self._targets.get(target) or self._target(target),
+            author,
+            arrival,
+            said,
+            self._environments.get(facts) or self._environment(facts, result.environment),
+            result.seconds,
         )
         if result.bad:
             self._failures += [(arrival, *target, test) for test in result.bad]
+
+    def _add_run(
+        self,
+        target: int,
+        author: int,
+        arrival: int,
+        said: tuple[Any, ...],
+        environment: int,
+        seconds: float,
+    ) -> None:
+        """``said`` is a row of ``outcome`` without its number."""
+        outcome = self._outcomes.get(said) or self._outcome(said)
+        self._runs.append((target, author, arrival, outcome, environment, seconds))
+        given = self._given.get(author)
+        if given is None:
+            given = self._given[author] = [0, 0, 0, 0]
+        given[0] += 1
+        given[1 if said[1] == "completed" else 2] += 1
+        given[3] += said[6]
 
     def add_opening(self, result: Result, key: bytes, arrival: int) -> None:
         """Which commitment a result opens, and the commits of others that it names."""
@@ -220,15 +248,13 @@ class Views:
     def restore_run(self, author: int, arrival: int, row: Sequence[Any], seconds: float) -> None:
         """A run as another ledger derived it: outcome (7), target (2) and environment (2)."""
         said, target, where = tuple(row[:7]), (row[7], row[8]), (row[9], row[10])
-        self._runs.append(
-            (
-                self._target(target),
-                author,
-                arrival,
-                self._outcome(said),
-                self._number(*_ENVIRONMENT, where),
-                seconds,
-            )
+        self._add_run(
+            self._target(target),
+            author,
+            arrival,
+            said,
+            self._number(*_ENVIRONMENT, where),
+            seconds,
         )
 
     def restore_openings(self, rows: Sequence[tuple[Any, ...]]) -> None:

@@ -188,7 +188,7 @@ def test_a_change_of_any_column_of_any_table_is_found_and_mended(model, tmp_path
         "CREATE TABLE more (x)",
         "CREATE TRIGGER t AFTER INSERT ON run BEGIN DELETE FROM run; END",
         "PRAGMA user_version = 0",
-        "PRAGMA user_version = 1",
+        "PRAGMA user_version = 4",
     ],
 )
 def test_what_is_missing_or_too_much_is_found_and_mended(model, tmp_path, statement):
@@ -203,17 +203,53 @@ def test_what_is_missing_or_too_much_is_found_and_mended(model, tmp_path, statem
     assert check(path).faults == []
 
 
-def test_a_ledger_of_an_earlier_version_says_how_to_bring_it_up(model, tmp_path):
-    path = tmp_path / "ledger.db"
+def of_version_two(model: Path, path: Path) -> sqlite3.Connection:
+    """A ledger as version 2 wrote it: without the counts by volunteer, and other words for FTS."""
     shutil.copy(model, path)
     db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 1")
-    db.close()
-    for opening in (Store, Reader):
-        with pytest.raises(LocalError, match="fsck --repair"):
-            opening(path)
-    assert check(path, repair=True).dropped == 0
+    db.executescript(
+        """
+        DROP TABLE volunteer; DROP VIEW volunteers; DROP INDEX job_title;
+        CREATE VIEW volunteers AS SELECT count(*) AS results FROM run GROUP BY author;
+        DROP TABLE failure_text;
+        CREATE VIRTUAL TABLE failure_text USING fts5 (
+            test, message, content = 'failure', content_rowid = 'failure'
+        );
+        INSERT INTO failure_text (failure_text) VALUES ('rebuild');
+        PRAGMA user_version = 2;
+        """
+    )
+    return db
+
+
+def test_a_ledger_of_an_earlier_version_is_no_damage_and_is_brought_up_when_opened(model, tmp_path):
+    path = tmp_path / "ledger.db"
+    of_version_two(model, path).close()
+    assert check(path).faults == []
+    with pytest.raises(LocalError, match="earlier PonySwarm"):
+        Reader(path)
     Store(path).close()
+    assert check(path).faults == []
+    db, other = sqlite3.connect(path), sqlite3.connect(model)
+    for view in ("volunteers", "results", "failures"):
+        question = f"SELECT * FROM {view} ORDER BY 1, 2, 3, 4, 5"
+        assert db.execute(question).fetchall() == other.execute(question).fetchall() != []
+    for each in (db, other):
+        each.close()
+
+
+def test_an_earlier_version_with_other_tables_is_written_anew_by_fsck(model, tmp_path):
+    path = tmp_path / "ledger.db"
+    db = of_version_two(model, path)
+    db.execute("ALTER TABLE run ADD COLUMN more")
+    db.close()
+    with pytest.raises(LocalError, match="fsck --repair"):
+        Store(path)
+    report = check(path, repair=True)
+    assert report.faults == ["its schema is of version 2, not 3"]
+    assert (report.dropped, report.repaired) == (0, True)
+    Store(path).close()
+    assert content(path) == content(model)
 
 
 def test_a_changed_view_is_found_and_mended(model, tmp_path):
@@ -222,7 +258,7 @@ def test_a_changed_view_is_found_and_mended(model, tmp_path):
     db = sqlite3.connect(path)
     (text,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'volunteers'").fetchone()
     db.execute("DROP VIEW volunteers")
-    db.execute(text.replace("count(*)", "count(*) + 1"))
+    db.execute(text.replace("results", "results + 1"))
     db.commit()
     db.close()
     assert check(path).faults == ["the view 'volunteers' is missing or altered"]
