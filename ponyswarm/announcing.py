@@ -1,7 +1,7 @@
 """From a project on disk to an announcement: pack its source, read its spec, pin its locks.
 
-Nothing of the project runs here. `cli.announce` signs what `prepare` gives and hands it
-to peers.
+Nothing of the project runs here. `cli.sending` signs a job made
+of it and hands it to peers.
 """
 
 from __future__ import annotations

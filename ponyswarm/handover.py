@@ -26,6 +26,9 @@ class HandedOver:
     whole: frozenset[bytes]
 
 
+NOBODY = HandedOver(frozenset(), frozenset(), frozenset())
+
+
 async def hand_over(
     node: Node,
     project: bytes,

@@ -16,8 +16,10 @@ import click
 import trio
 
 from ponyswarm import announcing, config
-from ponyswarm.cli import EXIT_INTERRUPTED, EXIT_USAGE, json_option, print_json
-from ponyswarm.cli.announce import (
+from ponyswarm.cli import EXIT_INTERRUPTED, json_option, print_json
+from ponyswarm.cli.opening import now_ms, opened, seconds_of
+from ponyswarm.cli.plain import harmless, start_logging
+from ponyswarm.cli.sending import (
     TRIES,
     Way,
     amount,
@@ -26,8 +28,6 @@ from ponyswarm.cli.announce import (
     send,
     sent_facts,
 )
-from ponyswarm.cli.opening import now_ms, opened, seconds_of
-from ponyswarm.cli.plain import harmless, start_logging
 from ponyswarm.cli.tables import print_matrix
 from ponyswarm.cli.watch import settled
 from ponyswarm.exec import source
@@ -116,7 +116,7 @@ def attempt(
         )
     if as_json:
         print_json(sent_facts(sent, project, message, locked))
-    elif not no_wait and sent.code != EXIT_USAGE:
+    elif sent.is_watched:
         with Reader(home.ledger) as reader:
             row = reader.find_job(None, sent.job.hex(), None)
             print_matrix(row, reader.matrix(row, ReaderPolicy(agreeing=redundancy)))

@@ -73,7 +73,8 @@ ponyswarm announce . --project "$PONYSWARM_PROJECT" --wait --timeout '1 h' || co
 ponyswarm export --junit "$PONYSWARM_PROJECT" -o ponyswarm.xml || true
 summary=${GITHUB_STEP_SUMMARY:-/dev/stdout}
 ponyswarm export --markdown "$PONYSWARM_PROJECT" -o - >> "$summary" || true
-# 0: confirmed pass, 1: confirmed failure, 3: still open or disputed, which you may allow here.
+# 0: confirmed pass, 1: confirmed failure, 3: still open, disputed, or taken by nobody yet,
+# which you may allow here.
 exit $code
 """
 

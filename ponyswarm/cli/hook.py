@@ -67,7 +67,7 @@ def install(
     as_json: bool,
 ) -> None:
     """Write hooks into the repository PATH; again, it changes nothing."""
-    from ponyswarm.cli.announce import choose_project
+    from ponyswarm.cli.sending import choose_project
 
     with opened(home) as session:
         id_ = choose_project(home, session, project)

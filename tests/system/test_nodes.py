@@ -167,9 +167,12 @@ def test_announce_without_a_node_hands_entry_and_source_to_a_peer_and_says_to_ho
     arguments = ["announce", str(source), "-p", "demo", "--spec", str(spec), "--json"]
 
     alone = ponyswarm(maintainer, *arguments)
-    assert alone.returncode == 2
-    assert "no peer is known" in alone.stderr
+    assert alone.returncode == 0, alone.stderr
+    assert "nobody has it yet: no peer is known" in alone.stderr
+    assert f"ponyswarm trust add {project}" in alone.stderr
     kept = json.loads(alone.stdout)["job"]
+    waiting = ponyswarm(maintainer, *arguments, "--no-locks", "--wait")
+    assert waiting.returncode == 3, "nobody is there whose verdict could be waited for"
 
     swarm.start(volunteer, [])
     address = swarm.address(volunteer)
