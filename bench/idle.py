@@ -165,7 +165,7 @@ async def _node(dial: str | None) -> None:
     import trio
 
     from ponyswarm import config, keys, status
-    from ponyswarm.cli.node import run
+    from ponyswarm.cli.running import run
     from ponyswarm.home import Home
 
     with tempfile.TemporaryDirectory(prefix="ponyswarm-bench-") as folder:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import trio
 
-from ponyswarm.cli.node import run
 from ponyswarm.cli.plain import start_logging
+from ponyswarm.cli.running import Asked, run
 from ponyswarm.exec.outcome import Outcome, Progress
 from ponyswarm.home import Home
 from ponyswarm.messages import Status
@@ -40,4 +40,4 @@ def lying(execute: Execute) -> Execute:
 if __name__ == "__main__":
     start_logging(verbose=False)
     home = Home.under(Path(sys.argv[1]))
-    trio.run(partial(run, home, peers=tuple(sys.argv[2:]), wrap=lying))
+    trio.run(partial(run, home, Asked(peers=tuple(sys.argv[2:])), wrap=lying))

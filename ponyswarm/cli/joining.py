@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def known_addresses(home: Home, peers: tuple[str, ...]) -> tuple[tuple[str, ...], PeerTable]:
     """Whom a command could call, and the peers that were met before."""
-    from ponyswarm.cli.node import network_addresses
+    from ponyswarm.cli.running import network_addresses
 
     settings = config.load(home.ini) if home.ini.exists() else config.Settings()
     return network_addresses(home, settings, peers), PeerTable(home.peers)
