@@ -11,10 +11,12 @@ import heapq
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from ponyswarm.agreement import Sealed, open_commits
 from ponyswarm.codec import decode_kept, decode_payload
 from ponyswarm.ledger.queries import JobRow, Reader
-from ponyswarm.ledger.verdicts import Outcome, Record, agreement_of
-from ponyswarm.messages import Kind, Result
+from ponyswarm.ledger.verdicts import Record, Run, agreement_of
+from ponyswarm.messages import Commit, Entry, Kind, Result
+from ponyswarm.policy import ProjectState, cross_check, window_ms
 
 # --- jobs --------------------------------------------------------------------------------
 
@@ -231,28 +233,29 @@ def volunteers(reader: Reader, project: bytes | None, most: int) -> list[Volunte
 class LatestRun:
     """One of a key's latest runs, with what the others' runs of that cell make of it.
 
-    ``word`` is agreed, dissented, alone, open or broken, as `verdicts.agreement` has it.
+    ``word`` is agreed, late, dissented, open, alone, void or broken, as `verdicts.Record` has
+    it; or stalled, of a commit whose outcome was never told: it has no environment, tests or
+    seconds, and ``entry`` and ``time`` are the commit's.
     """
 
-    arrival: int
     entry: bytes
     project: bytes
     job: bytes
     cell: bytes
     time: int
     word: str
-    failed: int
-    total: int
-    seconds: float
-    environment: str
-    reason: str
-    blind: bool
+    failed: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    environment: str = ""
+    reason: str = ""
+    blind: bool = False
 
 
 def latest_runs(
-    reader: Reader, key: bytes, most: int, *, operators: Mapping[bytes, Mapping[bytes, str]]
+    reader: Reader, key: bytes, most: int, *, states: Mapping[bytes, ProjectState], now: int
 ) -> list[LatestRun]:
-    """A key's latest results, the newest first. ``operators`` by project, as vouched there."""
+    """A key's latest results and stalled commits, the newest first; ``states`` by project."""
     feeds = reader.select(
         "SELECT feed, project FROM feed JOIN author USING (author)"
         " WHERE key = ? AND genesis = 0 ORDER BY head_time DESC LIMIT 50",
@@ -261,46 +264,94 @@ def latest_runs(
     candidates = [
         (time, arrival, project)
         for feed, project in feeds
+        for kind in (Kind.RESULT, Kind.COMMIT)
         for arrival, time in reader.select(
             "SELECT arrival, time FROM entry WHERE feed = ? AND kind = ? ORDER BY seq DESC LIMIT ?",
-            (feed, Kind.RESULT, most),
+            (feed, kind, most),
         )
     ]
-    found = []
+    found: list[LatestRun] = []
     cells: dict[tuple[bytes, bytes], dict[int, str]] = {}
-    for time, arrival, project in heapq.nlargest(most, candidates):
+    for time, arrival, project in heapq.nlargest(2 * most, candidates):
         ((frame,),) = reader.select("SELECT frame FROM entry WHERE arrival = ?", (arrival,))
         entry = decode_kept(frame)
-        result = decode_payload(entry)
-        if not isinstance(result, Result):
-            continue
-        place = (result.job, result.cell)
-        if place not in cells:
-            cells[place] = _words(reader, *place, key, operators.get(project, {}))
-        rows = reader.select(
-            "SELECT failed, total, text FROM result JOIN environment USING (environment)"
-            " JOIN author USING (author) WHERE job = ? AND cell = ? AND key = ? AND arrival = ?",
-            (*place, key, arrival),
-        )
-        failed, total, environment = rows[0] if rows else (0, sum(result.counts.values()), "")
-        found.append(
-            LatestRun(
-                arrival=arrival,
+        payload = decode_payload(entry)
+        if isinstance(payload, Commit) and _is_stalled(reader, payload, time, now):
+            stalled = LatestRun(
                 entry=entry.id,
                 project=project,
-                job=result.job,
-                cell=result.cell,
+                job=payload.job,
+                cell=payload.cell,
                 time=time,
-                word=cells[place].get(arrival, "open"),
-                failed=failed,
-                total=total,
-                seconds=result.seconds,
-                environment=environment,
-                reason=str(result.reason or ""),
-                blind=bool(result.nonce),
+                word="stalled",
+                blind=True,
             )
-        )
+            found.append(stalled)
+        if isinstance(payload, Result):
+            place = (payload.job, payload.cell)
+            if place not in cells:
+                cells[place] = _words(reader, *place, key, project, states.get(project))
+            word = cells[place].get(arrival, "open")
+            found.append(_latest(reader, entry, payload, arrival, key, project, word))
+        if len(found) == most:
+            break
     return found
+
+
+def _latest(
+    reader: Reader,
+    entry: Entry,
+    result: Result,
+    arrival: int,
+    key: bytes,
+    project: bytes,
+    word: str,
+) -> LatestRun:
+    rows = reader.select(
+        "SELECT failed, total, text FROM result JOIN environment USING (environment)"
+        " JOIN author USING (author) WHERE job = ? AND cell = ? AND key = ? AND arrival = ?",
+        (result.job, result.cell, key, arrival),
+    )
+    failed, total, environment = rows[0] if rows else (0, sum(result.counts.values()), "")
+    return LatestRun(
+        entry=entry.id,
+        project=project,
+        job=result.job,
+        cell=result.cell,
+        time=entry.header.time,
+        word=word,
+        failed=failed,
+        total=total,
+        seconds=result.seconds,
+        environment=environment,
+        reason=str(result.reason or ""),
+        blind=bool(result.nonce),
+    )
+
+
+def _is_stalled(reader: Reader, commit: Commit, time: int, now: int) -> bool:
+    """Whether the window of a commit has ended, and no result told what it stands for."""
+    announce = reader.announce(commit.job)
+    if announce is None or time >= now - window_ms(announce):
+        return False
+    return not reader.select(
+        "SELECT 1 FROM opening WHERE job = ? AND cell = ? AND opens = ? LIMIT 1",
+        (commit.job, commit.cell, commit.commitment),
+    )
+
+
+def stalled(reader: Reader, job: bytes, cell: bytes, now: int) -> frozenset[bytes]:
+    """Who committed to an outcome of a cell and let the window end without telling it."""
+    announce = reader.announce(job)
+    if announce is None:
+        return frozenset()
+    rows = reader.select(
+        "SELECT DISTINCT key FROM sealed JOIN author USING (author)"
+        " WHERE job = ?1 AND cell = ?2 AND time < ?3 AND commitment NOT IN"
+        " (SELECT opens FROM opening WHERE job = ?1 AND cell = ?2)",
+        (job, cell, now - window_ms(announce)),
+    )
+    return frozenset(key for (key,) in rows)
 
 
 # A cell that ran more often than this is judged by its first runs alone.
@@ -308,37 +359,83 @@ MAX_RUNS = 2_000
 
 
 def _words(
-    reader: Reader, job: bytes, cell: bytes, key: bytes, operators: Mapping[bytes, str]
+    reader: Reader,
+    job: bytes,
+    cell: bytes,
+    key: bytes,
+    project: bytes,
+    state: ProjectState | None,
 ) -> dict[int, str]:
     """By arrival: what the others' runs of a cell make of each run of this key."""
-    others: list[tuple[bytes, Outcome | None]] = []
-    own: dict[int, Outcome | None] = {}
     keys: dict[int, bytes] = {}
-    for author, arrival, state, *outcome in reader.select(
-        "SELECT author, arrival, state, comparable, digest, failed, total FROM result"
-        " JOIN environment USING (environment) WHERE job = ? AND cell = ? LIMIT ?",
+    told = {
+        arrival: (opens, frozenset(seen[at : at + 32] for at in range(0, len(seen), 32)))
+        for arrival, opens, seen in reader.select(
+            "SELECT arrival, opens, seen FROM opening WHERE job = ? AND cell = ?", (job, cell)
+        )
+    }
+    arrivals: list[int] = []
+    runs: list[Run] = []
+    for author, arrival, run_state, reason, *outcome in reader.select(
+        "SELECT author, arrival, state, ifnull(reason, ''), comparable, digest, failed, total"
+        " FROM result JOIN environment USING (environment) WHERE job = ? AND cell = ? LIMIT ?",
         (job, cell, MAX_RUNS),
     ):
         if author not in keys:
             keys[author] = reader.author_key(author)
-        said = Outcome(*outcome) if state == "completed" else None
-        if keys[author] == key:
-            own[arrival] = said
-        else:
-            others.append((keys[author], said))
+        set_, digest, failed, total = outcome
+        opens, seen = told.get(arrival, (None, frozenset()))
+        arrivals.append(arrival)
+        runs.append(
+            Run(
+                author=keys[author],
+                completed=run_state == "completed",
+                digest=digest,
+                comparable=set_,
+                failed=failed,
+                total=total,
+                reason=reason,
+                opens=opens,
+                seen=seen,
+            )
+        )
+    commits = [
+        Sealed(id=id_, author=author, commitment=binds)
+        for id_, author, binds in reader.select(
+            "SELECT id, key, commitment FROM sealed JOIN author USING (author)"
+            " WHERE job = ? AND cell = ?",
+            (job, cell),
+        )
+    ]
+    announce = reader.announce(job)
+    announced = next(
+        (row[0] for row in reader.select("SELECT announced FROM job WHERE job = ?", (job,))), 0
+    )
+    is_blind = announce is not None and cross_check(state, announce, announced).mode == "blind"
+    speakers = reader.standing(project, state).speakers
+    opened = open_commits(runs, commits, speakers)
+    others = [
+        (run.author, run.outcome if run.completed else None)
+        for place, run in enumerate(runs)
+        if run.author != key and place not in opened.void
+    ]
     words = {}
-    for arrival, said in own.items():
+    for place, (arrival, run) in enumerate(zip(arrivals, runs, strict=True)):
+        if run.author != key:
+            continue
+        if place in opened.void:
+            words[arrival] = "void"
+            continue
         records: dict[bytes, Record] = {}
-        agreement_of([*others, (key, said)], records, speakers=operators)
+        own = (key, run.outcome if run.completed else None)
+        agreement_of(
+            [*others, own], records, speakers=speakers, pairs=opened.pairs, is_blind=is_blind
+        )
         words[arrival] = _word(records[key])
     return words
 
 
 def _word(record: Record) -> str:
-    if record.broken:
-        return "broken"
-    if record.alone:
-        return "alone"
-    if record.agreed:
-        return "agreed"
-    return "dissented" if record.dissented else "open"
+    """The one count that a single run has put into its record."""
+    words = ("broken", "alone", "agreed", "late", "dissented")
+    return next((word for word in words if getattr(record, word)), "open")

@@ -108,7 +108,7 @@ PAGES: dict[str, tuple[str, Ask]] = {
     "/volunteers": ("volunteers.html", lambda s, r, q: volunteer.volunteers(s, r)),
     "/volunteer/{id}": (
         "volunteer.html",
-        lambda s, r, q: volunteer.volunteer(s, r, q.path_params["id"]),
+        lambda s, r, q: volunteer.volunteer(s, r, q.path_params["id"], now=now_ms()),
     ),
     "/search": (
         "search.html",

@@ -203,7 +203,7 @@ def test_a_cell_says_who_ran_it_what_they_say_and_what_failed(
         BROKEN: (["A"], "AssertionError: 302 != 200"),
         TESTS[3]: (["B"], "a lie"),
     }
-    assert {run["blind"] for run in page["runs"]} == {True, False}
+    assert {run["check"] for run in page["runs"]} == {"blind", "open"}
     assert [one["test"] for one in page["differ"]] == [TESTS[3], BROKEN]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ponyswarm import agreement
 from ponyswarm.codec import comparable, decode_tests
 from ponyswarm.errors import PeerError
 from ponyswarm.ledger import history
@@ -12,7 +13,7 @@ from ponyswarm.ledger.history import FailingTest
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader, ResultRow
 from ponyswarm.messages import BAD_STATUSES, Cell
 from ponyswarm.plain import harmless, uncoloured
-from ponyswarm.policy import ProjectState, ReaderPolicy
+from ponyswarm.policy import ReaderPolicy
 from ponyswarm.web import words
 from ponyswarm.web.pages.common import Key, key
 from ponyswarm.web.site import Site
@@ -27,7 +28,11 @@ MAX_LISTS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLine:
-    """One run. ``voice`` is the letter of its outcome; "" of a broken one."""
+    """One run. ``voice`` is the letter of its outcome; "" of a broken one.
+
+    ``check`` is ``blind``, ``open``, or ``late``: it agrees with others of a blind job, and
+    could have been copied from what they had told.
+    """
 
     entry: str
     key: Key
@@ -44,7 +49,7 @@ class RunLine:
     seconds: float
     digest: str
     voice: str
-    blind: bool
+    check: str
     counts: bool
     why_not: str
     has_log: bool
@@ -102,6 +107,7 @@ class CellPage:
     agreeing: int
     voices: tuple[Voice, ...]
     sealed: tuple[Key, ...]
+    stalled: tuple[Key, ...]
     differ: tuple[Difference, ...]
     runs: tuple[RunLine, ...]
     more_runs: int
@@ -123,7 +129,10 @@ def cell(
     operators = {} if state is None else state.operators
     letters = _letters(row)
     results = sorted(row.results, key=lambda result: (-result.time, result.entry))
-    runs = [_run(result, letters, state) for result in results]
+    late = _late(row, reader.standing(job.project, state).speakers)
+    runs = [_run(result, letters, operators, late) for result in results]
+    stalled = history.stalled(reader, job.id, cell_id, now) & {*row.finding.sealed}
+    sealed = [author for author in row.finding.sealed if author not in stalled]
     failures = _failures(site, reader, job, results, letters)
     return CellPage(
         id=cell_id.hex(),
@@ -142,7 +151,8 @@ def cell(
         policy=policy,
         agreeing=chosen.agreeing,
         voices=_voices(row, letters, operators),
-        sealed=tuple(key(author, operators) for author in row.finding.sealed[:MAX_TESTS]),
+        sealed=tuple(key(author, operators) for author in sealed[:MAX_TESTS]),
+        stalled=tuple(key(author, operators) for author in sorted(stalled)[:MAX_TESTS]),
         differ=tuple(Difference(one, harmless(one)) for one in row.finding.differ[:MAX_TESTS]),
         runs=tuple(runs[:MAX_RUNS]),
         more_runs=max(0, len(runs) - MAX_RUNS),
@@ -196,12 +206,25 @@ def _voices(
     return tuple(found[:26])
 
 
+def _late(row: CellRow, speakers: Mapping[bytes, agreement.Voice]) -> frozenset[bytes]:
+    """Whose agreement with the verdict of a blind job may have been copied."""
+    voices: dict[bytes, agreement.Voice] = {
+        author: speakers.get(author, author) for author in row.finding.supporters
+    }
+    if row.mode != "blind" or len({*voices.values()}) < 2:
+        return frozenset()
+    blind = agreement.blind_together({*voices.values()}, row.pairs)
+    if len(blind) < 2:
+        blind = set()
+    return frozenset(author for author, voice in voices.items() if voice not in blind)
+
+
 def _run(
     result: ResultRow,
     letters: Mapping[Outcome, str],
-    state: ProjectState | None,
+    operators: Mapping[bytes, str],
+    late: frozenset[bytes],
 ) -> RunLine:
-    operators = {} if state is None else state.operators
     why_not = result.ignored
     where = result.result.environment
     return RunLine(
@@ -220,7 +243,11 @@ def _run(
         seconds=result.seconds,
         digest=result.digest.hex(),
         voice=letters.get(_outcome(result), "") if result.state == "completed" else "",
-        blind=bool(result.result.nonce),
+        check="late"
+        if result.author in late and not why_not
+        else "blind"
+        if result.result.nonce
+        else "open",
         counts=not why_not,
         why_not=why_not,
         has_log=result.result.log is not None,

@@ -21,14 +21,20 @@ LISTED = 100
 # What a run is beside the others' (`verdicts.agreement`), as a kind of `words.KINDS`.
 KINDS: Mapping[str, str] = {
     "agreed": "pass",
+    "late": "unconfirmed",
     "dissented": "disputed",
+    "void": "disputed",
+    "stalled": "broken",
     "open": "flaky",
     "alone": "unconfirmed",
     "broken": "broken",
 }
 MEANINGS: Mapping[str, str] = {
     "agreed": "most independent volunteers gave the same outcome",
+    "late": "it agrees, and may be copied: others had told theirs before",
     "dissented": "most gave one other outcome",
+    "void": "it is not what its author had committed to, and counts for nothing",
+    "stalled": "its author committed to an outcome and never told it",
     "open": "no outcome has most voices yet",
     "alone": "nobody else ran it on an equal environment",
     "broken": "the run did not come to an end",
@@ -94,7 +100,7 @@ class VolunteersPage:
     cut: bool
 
 
-def volunteer(site: Site, reader: Reader, text: str) -> VolunteerPage:
+def volunteer(site: Site, reader: Reader, text: str, *, now: int) -> VolunteerPage:
     try:
         public = keys.parse_peer_id(text)
     except LocalError as fault:
@@ -116,7 +122,8 @@ def volunteer(site: Site, reader: Reader, text: str) -> VolunteerPage:
         reader,
         public,
         RUNS,
-        operators={id_: state.operators for id_, state in states.items() if state is not None},
+        states={id_: state for id_, state in states.items() if state is not None},
+        now=now,
     )
     titles = {
         id_: title
@@ -150,7 +157,7 @@ def volunteer(site: Site, reader: Reader, text: str) -> VolunteerPage:
         key=Key(id=name, tail=name[-8:], operator=operator),
         projects=memberships,
         tally={word: counted[word] for word in KINDS if counted[word]},
-        compared=counted["agreed"] + counted["dissented"] + counted["open"],
+        compared=sum(counted[word] for word in ("agreed", "late", "dissented", "open")),
         runs=runs,
     )
 
