@@ -217,3 +217,56 @@ def test_the_step_for_a_hosted_ci_works_from_nothing_but_its_variables(
     assert "confirmed pass" in summary.read_text()
     (suite,) = JUnitXml.fromfile(str(day.repository / "ponyswarm.xml"))
     assert (suite.tests, suite.failures, suite.errors) == (1, 0, 0)
+
+
+@pytest.mark.timeout(200)
+def test_a_push_to_a_server_is_announced_by_its_hook_and_run_and_a_second_hook_adds_nothing(
+    day: Day, tmp_path: Path
+) -> None:
+    """Real git between a clone and a bare repository, as on a server that many push to."""
+    server, clone = tmp_path / "app.git", tmp_path / "clone"
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(clone), *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip()
+
+    def hook(*words: str) -> str:
+        done = ponyswarm(day.maintainer, "hook", *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for made, bare in ((server, ["--bare"]), (clone, [])):
+        subprocess.run(["git", "clone", "-q", *bare, str(day.repository), str(made)], check=True)
+    git("remote", "set-url", "origin", str(server))
+    main = ("--ref", "refs/heads/main")
+    assert "installed" in hook("install", "--on", "post-receive", *main, str(server))
+
+    git("checkout", "-q", "-b", "side")
+    git("commit", "-q", "--allow-empty", "-m", "not for everybody")
+    aside = git("rev-parse", "HEAD")
+    git("checkout", "-q", "main")
+    git("commit", "-q", "--allow-empty", "-m", "for everybody")
+    pushed = git("rev-parse", "HEAD")
+    git("push", "-q", "origin", "main", "side")
+    until("the server's hook announces", lambda: day.jobs(pushed), 60)
+    done = ponyswarm(day.maintainer, "watch", pushed, "--timeout", "60 s")
+    assert done.returncode == 0, done.stderr
+    assert not day.jobs(aside)
+
+    assert "installed" in hook("install", "--on", "pre-push", str(clone))
+    git("push", "-q", "origin", ":side")
+    git("commit", "-q", "--allow-empty", "-m", "pushed by who has a hook as well")
+    twice = git("rev-parse", "HEAD")
+    git("push", "-q", "origin", "main")
+    until(
+        "the later of both hooks finds it announced",
+        lambda: f"{twice[:12]} of" in (log := hook("show", str(clone))) and "already" in log,
+        60,
+    )
+    assert len(day.jobs(twice)) == 1
+    assert not day.jobs(aside)
