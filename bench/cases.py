@@ -39,7 +39,7 @@ COLUMNS = (
 )
 SERVICES = ("postgresql", "postgis", "mariadb", "redis", "memcached")
 STATUSES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
-NODE_SECONDS = 2 * 3600
+NODE_SECONDS = 4 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,8 +176,8 @@ class Nodes:
     maintainer: Member
     volunteer: Member
 
-    def run(self, case: Case) -> list[Ran]:
-        """Announce a case, wait for a result of each cell, and read them from the ledger."""
+    def run(self, case: Case) -> Iterator[Ran]:
+        """Announce a case, and read each cell's result from the ledger as it comes."""
         announced = time.monotonic()
         sdist = str(case.sdist(self.swarm.root / "sdists"))
         said = self.swarm.command(
@@ -185,15 +185,17 @@ class Nodes:
             *("announce", sdist, "-p", "cases", "--spec", str(case.spec), "--json"),
         )
         job = json.loads(said)["job"]
-        done: list[Ran] = []
+        done: set[str] = set()
         pythons = interpreters(case)
         while not done or len(done) < sum(cell["python"] in pythons for cell in self._told(job)):
             if time.monotonic() - announced > NODE_SECONDS:
                 raise RuntimeError(f"{case.name} did not end in {NODE_SECONDS} s")
-            time.sleep(0.5)
+            time.sleep(1)
             self.swarm.check(self.volunteer)
-            done = self._results(job)
-        return done
+            for ran in self._results(job):
+                if ran.cell not in done:
+                    done.add(ran.cell)
+                    yield ran
 
     def _told(self, job: str) -> list[dict[str, object]]:
         said = subprocess.run(
@@ -283,8 +285,8 @@ def outcome(ran: Ran) -> str:
     return ", ".join(f"{ran.counts[name]:,} {name}" for name in STATUSES if ran.counts.get(name))
 
 
-def write(rows: Sequence[Row], page: Path = PAGE) -> None:
-    """Put these rows into the page's table, each in place of that of its case and cell.
+def write(one: Row, page: Path = PAGE) -> Row:
+    """Put a row into the page's table in place of that of its case and cell; as it is then.
 
     What a row leaves empty stays as it was.
     """
@@ -294,11 +296,11 @@ def write(rows: Sequence[Row], page: Path = PAGE) -> None:
     for text in table.splitlines()[2:]:
         columns = tuple(part.strip() for part in text.strip("|").split(" | "))
         held[columns[:2]] = columns
-    for one in rows:
-        old = held.get(one[:2], ("",) * len(COLUMNS))
-        held[one[:2]] = tuple(new or kept for new, kept in zip(one, old, strict=True))
+    old = held.get(one[:2], ("",) * len(COLUMNS))
+    merged = held[one[:2]] = tuple(new or kept for new, kept in zip(one, old, strict=True))
     lines = [line(COLUMNS), line(["---"] * len(COLUMNS)), *map(line, held.values())]
     page.write_text(before + BEGIN + "".join(lines) + END + after, "utf-8")
+    return merged
 
 
 def main() -> None:
@@ -311,25 +313,32 @@ def main() -> None:
     cases = load()
     picked = [cases[name] for name in chosen.names] or list(cases.values())
     faults: list[str] = []
-    stack = ExitStack()
-    home = chosen.home or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cases-")))
-    print(line(COLUMNS), end="", flush=True)
-    for case in picked:
-        ran = through_run(case, home) if chosen.way != "node" else []
-        told: list[Ran] = []
-        if chosen.way != "run":
-            with open_nodes(list(interpreters(case).values())) as nodes:
-                told = nodes.run(case)
-        by_run, by_node = ({one.cell: one for one in some} for some in (ran, told))
-        rows = [row(case, by_run.get(cell), by_node.get(cell)) for cell in by_run | by_node]
-        print("".join(map(line, rows)), end="", flush=True)
-        for one in rows:
-            if one[5] and one[7] and one[5] != one[7]:
-                faults.append(f"{case.name} {one[1]}: {one[5]} by run, {one[7]} through a node")
-        faults += [text for one in (*ran, *told) if (text := case.wrong(one))]
+    digests: dict[tuple[str, ...], str] = {}
+
+    def keep(case: Case, ran: Ran, way: str) -> None:
+        """Print a row, and write it at once: what ends us later loses none of it."""
+        one = row(case, ran if way == "run" else None, ran if way == "node" else None)
+        print(line(one), end="", flush=True)
         if chosen.write:
-            write(rows)
-    stack.close()
+            one = write(one)
+        digest = f"`{ran.digest[:8]}`"
+        other = digests.setdefault(one[:2], one[5] or one[7])
+        if other != digest:
+            faults.append(f"{case.name} {ran.cell}: {other} by run, {digest} through a node")
+        if wrong := case.wrong(ran):
+            faults.append(wrong)
+
+    with ExitStack() as stack:
+        home = chosen.home or Path(stack.enter_context(tempfile.TemporaryDirectory("", "cases-")))
+        print(line(COLUMNS), end="", flush=True)
+        for case in picked:
+            if chosen.way != "node":
+                for ran in through_run(case, home):
+                    keep(case, ran, "run")
+            if chosen.way != "run":
+                with open_nodes(list(interpreters(case).values())) as nodes:
+                    for ran in nodes.run(case):
+                        keep(case, ran, "node")
     sys.exit("\n".join(faults) or 0)
 
 

@@ -74,7 +74,7 @@ def test_a_case_gives_what_was_seen_of_it(home: Path, case: Case) -> None:
 def test_a_case_gives_the_same_through_a_node(tmp_path: Path, case: Case) -> None:
     need(case, tmp_path)
     with cases.open_nodes(list(cases.interpreters(case).values())) as nodes:
-        right(case, nodes.run(case))
+        right(case, list(nodes.run(case)))
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_small_cases_give_the_same_through_one_node(tmp_path: Path) -> None:
         need(case, tmp_path)
     with cases.open_nodes(list(cases.interpreters(small[0]).values())) as nodes:
         for case in small:
-            right(case, nodes.run(case))
+            right(case, list(nodes.run(case)))
 
 
 def test_every_example_is_a_case_with_a_sound_spec_and_a_page_that_names_its_source() -> None:
