@@ -21,9 +21,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from ponyswarm import keys, status
 from ponyswarm.errors import InfraError, LocalError
+from ponyswarm.exec import process
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.home import Home
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader
@@ -42,6 +45,9 @@ JOB_SECONDS = 1200
 PACKAGE = "itsdangerous"
 PACKAGE_VERSION = "2.2.0"
 PACKAGE_SHA256 = "e0050c0b7da1eea53ffaf149c0cfbb5c6e2e2b69c4bef22c81fa6eb73e5f6173"
+
+# A demo that is killed outright leaves no node behind: the kernel then ends them in good order.
+_MORTAL = (str(process.SETPRIV), "--pdeathsig", "TERM", "--") if process.MORTAL else ()
 
 _SETTLED = {
     Verdict.CONFIRMED_PASS,
@@ -148,7 +154,7 @@ class Swarm:
         with member.log.open("ab") as log:
             # A process group of its own: Ctrl-C reaches the demo alone, which then ends them.
             member.process = subprocess.Popen(
-                [*member.prefix, *command],
+                [*_MORTAL, *member.prefix, *command],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -199,14 +205,32 @@ class Swarm:
 
 @contextmanager
 def open_swarm(say: Callable[[str], None]) -> Iterator[Swarm]:
-    """A swarm that leaves neither processes nor files behind."""
-    root = Path(tempfile.mkdtemp(prefix="ponyswarm-demo-"))
-    swarm = Swarm(root, say)
+    """A swarm that leaves neither processes nor files behind, whichever signal ends it."""
+    with _exiting_on(signal.SIGTERM, signal.SIGHUP):
+        root = Path(tempfile.mkdtemp(prefix="ponyswarm-demo-"))
+        swarm = Swarm(root, say)
+        try:
+            yield swarm
+        finally:
+            swarm.stop(*swarm.members)
+            shutil.rmtree(root, ignore_errors=True)
+
+
+@contextmanager
+def _exiting_on(*signals: signal.Signals) -> Iterator[None]:
+    """Let these signals raise `SystemExit`, once: what cleans up is not interrupted by more."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = {each: signal.signal(each, leave) for each in signals}
     try:
-        yield swarm
+        yield
     finally:
-        swarm.stop(*swarm.members)
-        shutil.rmtree(root, ignore_errors=True)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _ponyswarm(member: Member) -> list[str]:

@@ -62,6 +62,15 @@ class OfferLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseLine:
+    """A volunteer that is at a cell, and since when at the latest (seconds since the epoch)."""
+
+    cell: str
+    volunteer: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
     """What something takes on disk, and what it may take; bytes."""
 
@@ -93,6 +102,8 @@ class NodeStatus:
     idle: tuple[IdleLine, ...] = ()
     heard: tuple[ProjectLine, ...] = ()
     offers: tuple[OfferLine, ...] = ()
+    leases: tuple[LeaseLine, ...] = ()
+    """Who is at the cells of open jobs, this node and others."""
     hold: str = ""
     """Why it takes no jobs now; empty while it does."""
     hold_until: float | None = None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ponyswarm.announcing import Locked, Packed
     from ponyswarm.home import Home
     from ponyswarm.messages import Announce
+    from ponyswarm.node import Node
 
 
 @click.command()
@@ -90,9 +91,9 @@ def announce(
             return
         told = partial(_print, message, packed=packed, locked=locked, as_json=False)
 
-        async def verdicts(job: bytes) -> int:
+        async def verdicts(job: bytes, node: Node | None) -> int:
             policy = ReaderPolicy(agreeing=message.spec.redundancy)
-            return goes_on(job, await settled(home, job, policy, waits))
+            return goes_on(job, await settled(home, job, policy, waits, node=node))
 
         then = verdicts if wait else None
         sent = sending.send(home, session, project_id, message, blobs, way, told, then)

@@ -11,6 +11,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import trio
@@ -37,6 +38,9 @@ from ponyswarm.ledger.verdicts import CONFIRMED
 from ponyswarm.messages import Announce, CrossCheck, Project, Withdraw
 from ponyswarm.policy import ReaderPolicy
 from ponyswarm.session import Session
+
+if TYPE_CHECKING:
+    from ponyswarm.node import Node
 
 # Time for the withdrawal of an interrupted try to reach those who run it.
 FAREWELL = 1.0
@@ -95,8 +99,8 @@ def attempt(
         message, blobs = draft(session, packed, locked, title=title, lasts=86_400)
         _withdraw_open(home, session, project, "a newer try took its place")
 
-        async def verdicts(job: bytes) -> int:
-            code = await settled(home, job, ReaderPolicy(agreeing=redundancy), waits)
+        async def verdicts(job: bytes, node: Node | None) -> int:
+            code = await settled(home, job, ReaderPolicy(agreeing=redundancy), waits, node=node)
             if code == EXIT_INTERRUPTED:
                 # Nobody waits for it any more, so no machine need run it.
                 _withdraw_open(home, session, project, "its author stopped waiting")

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ponyswarm.cli.plain import HarmlessFormatter, harmless, resting, room, size
+from ponyswarm.cli.tables import span
 from ponyswarm.status import NodeStatus, RunLine
 
 Show = Callable[[NodeStatus], None]
@@ -34,7 +35,7 @@ def view(now: NodeStatus, width: int) -> Group:
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
     up = int(now.updated - now.started)
-    facts.add_row("node", f"{now.peer if width >= WIDE else '…' + now.peer[-12:]}  up {_span(up)}")
+    facts.add_row("node", f"{now.peer if width >= WIDE else '…' + now.peer[-12:]}  up {span(up)}")
     facts.add_row("peers", _peers(now, width))
     if now.reach:
         facts.add_row("reach", Text(now.reach, overflow="fold", no_wrap=False))
@@ -82,7 +83,7 @@ def _running(runs: tuple[RunLine, ...], width: int) -> Table:
         row: list[RenderableType] = [what]
         if width >= WIDE:
             row.append(ProgressBar(total=run.total, completed=run.done, width=BAR, pulse=False))
-        row.append(f"{done}, {_span(int(run.seconds))}")
+        row.append(f"{done}, {span(int(run.seconds))}")
         table.add_row(*row)
     if len(runs) > MOST_LINES:
         table.add_row(Text(f"  and {len(runs) - MOST_LINES} more", style="dim"))
@@ -92,12 +93,6 @@ def _running(runs: tuple[RunLine, ...], width: int) -> Table:
 def _disk(now: NodeStatus) -> str:
     parts = [f"{now.entries:,} entries", *map(room, now.disk)]
     return ", ".join(parts) + (f"; {size(now.disk_free)} free" if now.disk_free else "")
-
-
-def _span(seconds: int) -> str:
-    if seconds < 3600:
-        return f"{seconds // 60}:{seconds % 60:02}"
-    return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
 
 
 def _cells(count: int) -> str:

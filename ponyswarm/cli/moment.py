@@ -23,6 +23,7 @@ from ponyswarm.runs import describe_cell
 
 # Offers that the status file tells of; a swarm may have thousands.
 MAX_OFFERS = 500
+MAX_LEASES = 500
 GIVEN_EVERY = 15.0
 CACHE_EVERY = 60.0
 # Free space is told in steps, so that others' writing does not count as news of this node.
@@ -165,6 +166,11 @@ def moment(node: Node, steady: Steady, willing: Willing, given: Given) -> status
             if id_ not in protocol.followed
         ),
         offers=_offers(node, now),
+        leases=tuple(
+            status.LeaseLine(cell=cell.hex(), volunteer=keys.peer_id(key), since=since / 1000)
+            for cell, held in protocol.at_work(now).items()
+            for key, since in held.items()
+        )[:MAX_LEASES],
         first_claims={job.hex(): at for job, at in protocol.first_claims().items()},
         refused=dict(node.refusals.counted),
         entries=node.store.count(),

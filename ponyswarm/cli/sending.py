@@ -64,7 +64,10 @@ class Sent:
 
 
 class Outlet(Protocol):
-    """A way for a job to get out."""
+    """A way for a job to get out; ``node`` is the one that is open for it, if any."""
+
+    @property
+    def node(self) -> Node | None: ...
 
     async def publish(self, message: Announce, project: bytes) -> Entry: ...
 
@@ -73,6 +76,8 @@ class Outlet(Protocol):
 
 class OwnJournal:
     """Signs into this home's journal; what becomes of it there is known beforehand."""
+
+    node = None
 
     def __init__(self, session: Session, delivery: Delivery) -> None:
         self._session = session
@@ -95,19 +100,19 @@ class Peers:
         seconds: int,
         tell: Callable[[handover.HandedOver], Delivery],
     ) -> None:
+        self.node = node
         self._session = session
-        self._node = node
         self._seconds = seconds
         self._tell = tell
 
     async def publish(self, message: Announce, project: bytes) -> Entry:
         self._session.check(message, project, now_ms())
         # Signed here and not before: peers are first asked what they know of our feed.
-        return await self._node.publish(message, project)
+        return await self.node.publish(message, project)
 
     async def deliver(self, project: bytes, blobs: Sequence[Blob]) -> Delivery:
         held = await handover.hand_over(
-            self._node,
+            self.node,
             project,
             blobs,
             seconds=self._seconds,
@@ -187,7 +192,7 @@ def send(
     blobs: Sequence[Blob],
     way: Way,
     told: Callable[[bytes], None],
-    then: Callable[[bytes], Awaitable[int]] | None,
+    then: Callable[[bytes, Node | None], Awaitable[int]] | None,
 ) -> Sent:
     """Sign an announcement and get it out; ``told`` hears its id, ``then`` gives the code.
 
@@ -205,7 +210,7 @@ def send(
                 return Sent(entry.id, made.facts, 0, False)
             if not made.is_out:
                 return Sent(entry.id, made.facts, EXIT_INCONCLUSIVE, False)
-            return Sent(entry.id, made.facts, await then(entry.id), True)
+            return Sent(entry.id, made.facts, await then(entry.id, out.node), True)
 
     return trio.run(main)
 

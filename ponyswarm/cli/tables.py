@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -72,12 +72,22 @@ def verdict_text(finding: Finding) -> str:
     return " · ".join(parts)
 
 
+def span(seconds: int) -> str:
+    """``3:05``, or with hours ``1:02:05``."""
+    if seconds < 3600:
+        return f"{seconds // 60}:{seconds % 60:02}"
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+
+
 def _keys(keys: Sequence[bytes]) -> str:
     return ", ".join(f"…{peer_id(key)[-8:]}" for key in keys)
 
 
-def matrix_table(cells: Sequence[CellRow]) -> Table:
-    """Interpreters down, services and factors across."""
+def matrix_table(cells: Sequence[CellRow], at_work: Mapping[bytes, int] | None = None) -> Table:
+    """Interpreters down, services and factors across.
+
+    ``at_work`` are the cells that somebody runs now, with the seconds since it began.
+    """
     columns = list(dict.fromkeys((cell.services, cell.factors) for cell in cells))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("python")
@@ -88,12 +98,12 @@ def matrix_table(cells: Sequence[CellRow]) -> Table:
         row = [escape(python)]
         for services, factors in columns:
             cell = by_place.get((python, services, factors))
-            row.append("" if cell is None else _cell_text(cell))
+            row.append("" if cell is None else _cell_text(cell, (at_work or {}).get(cell.id)))
         table.add_row(*row)
     return table
 
 
-def _cell_text(cell: CellRow) -> str:
+def _cell_text(cell: CellRow, seconds: int | None) -> str:
     finding = cell.finding
     sign, style = _LOOKS[finding.verdict]
     text = f"[{style}]{sign} {finding.verdict}[/{style}]"
@@ -101,6 +111,8 @@ def _cell_text(cell: CellRow) -> str:
         text += f" {finding.agree}/{finding.of}"
     if finding.on_record:
         text += f" {ON_RECORD}"
+    if seconds is not None:
+        text += f" [blue]▶ {span(seconds)}[/blue]"
     return f"{text} [dim]{cell.id.hex()[:8]}[/dim]"
 
 

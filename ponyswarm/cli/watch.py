@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 import trio
@@ -15,23 +17,41 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
+from ponyswarm import keys, status
 from ponyswarm.cli import EXIT_INTERRUPTED, EXIT_UNTRUSTED, json_option, print_json
 from ponyswarm.cli.joining import joined, known_addresses
 from ponyswarm.cli.opening import node_is_running, now_ms, opened, seconds_of
 from ponyswarm.cli.plain import harmless
 from ponyswarm.cli.read import cell_facts, exit_code, find_job, job_facts
-from ponyswarm.cli.tables import matrix_table, print_matrix, verdict_text
+from ponyswarm.cli.tables import matrix_table, print_matrix, span, verdict_text
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader
 from ponyswarm.ledger.verdicts import CONFIRMED, Verdict
 from ponyswarm.policy import ReaderPolicy
 
+if TYPE_CHECKING:
+    from ponyswarm.node import Node
+
 POLL = 0.5
 # How long a node that has just started may take to get a job from its peers.
 ARRIVES = 15.0
 
-Show = Callable[[Sequence[CellRow]], None]
+# A long suite must not look dead where nobody sees a table: a line at least this often.
+SILENT = 240.0
+MOST_NAMED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who runs a cell, and since when at the latest (seconds since the epoch)."""
+
+    volunteer: str
+    since: float
+
+
+AtWork = Mapping[bytes, Sequence[Lease]]
+Show = Callable[[Sequence[CellRow], AtWork], None]
 
 
 @click.command()
@@ -65,8 +85,8 @@ def watch(
     row = arriving(home, job)
     chosen = ReaderPolicy.parse(policy, agreeing or row.redundancy)
 
-    async def here() -> int:
-        code = await settled(home, row.id, chosen, seconds, fail_fast=fail_fast)
+    async def here(node: Node | None = None) -> int:
+        code = await settled(home, row.id, chosen, seconds, node=node, fail_fast=fail_fast)
         return goes_on(row.id, code)
 
     if node_is_running(home):
@@ -78,7 +98,7 @@ def watch(
             async def among_peers() -> int:
                 async with joined(session, addresses, table) as node:
                     await node.follow(row.project, trusted=False)
-                    return await here()
+                    return await here(node)
 
             code = trio.run(among_peers)
     with Reader(home.ledger) as reader:
@@ -122,9 +142,17 @@ def arriving(home: Home, text: str, seconds: float = ARRIVES) -> JobRow:
 
 
 async def settled(
-    home: Home, job: bytes, policy: ReaderPolicy, seconds: float, *, fail_fast: bool = False
+    home: Home,
+    job: bytes,
+    policy: ReaderPolicy,
+    seconds: float,
+    *,
+    node: Node | None = None,
+    fail_fast: bool = False,
 ) -> int:
     """Wait until every cell of a job is confirmed, and show what changes meanwhile.
+
+    ``node`` is our own, of this command; without one, that of the home says who runs what.
 
     It also ends when the job was withdrawn or has expired, after ``seconds``, and by Ctrl-C
     (130). Else the exit code is that of ``results``, or 4 when the key that announced the
@@ -141,7 +169,7 @@ async def settled(
         ):
             while True:
                 cells = reader.matrix(row, policy)
-                show(cells)
+                show(cells, _at_work(home, node))
                 verdicts = {cell.finding.verdict for cell in cells}
                 row = reader.find_job(None, job.hex(), None)
                 if verdicts <= CONFIRMED or row.withdrawn or row.expires <= now_ms():
@@ -180,6 +208,19 @@ def _distrust(reader: Reader, job: JobRow) -> str | None:
     return None
 
 
+def _at_work(home: Home, node: Node | None) -> AtWork:
+    """Who is at which cells now, as a node has heard it."""
+    found: dict[bytes, list[Lease]] = {}
+    if node is not None:
+        for cell, held in node.protocol.at_work(now_ms()).items():
+            found[cell] = [Lease(keys.peer_id(key), at / 1000) for key, at in held.items()]
+        return found
+    now = status.read(home.status)
+    for line in () if now is None else now.leases:
+        found.setdefault(bytes.fromhex(line.cell), []).append(Lease(line.volunteer, line.since))
+    return found
+
+
 @contextmanager
 def _shown(job: JobRow) -> Iterator[Show]:
     """The matrix redrawn on a terminal; elsewhere a line for each cell whose verdict changed."""
@@ -190,35 +231,57 @@ def _shown(job: JobRow) -> Iterator[Show]:
     screen = Console(stderr=True, highlight=False)
     with Live(console=screen, auto_refresh=False, transient=True) as live:
 
-        def show(cells: Sequence[CellRow]) -> None:
-            live.update(_view(job, cells, time.monotonic() - began), refresh=True)
+        def show(cells: Sequence[CellRow], at_work: AtWork) -> None:
+            live.update(_view(job, cells, at_work, time.monotonic() - began), refresh=True)
 
         yield show
 
 
-def _view(job: JobRow, cells: Sequence[CellRow], seconds: float) -> Group:
+def _view(job: JobRow, cells: Sequence[CellRow], at_work: AtWork, seconds: float) -> Group:
     done = sum(cell.finding.verdict in CONFIRMED for cell in cells)
     runs = sum(cell.runs for cell in cells)
     head = Text(
         f"{harmless(job.title)}  {done} of {len(cells)} cells confirmed, {runs} runs, "
         f"{seconds:.0f} s"
     )
-    return Group(head, matrix_table(cells))
+    return Group(head, matrix_table(cells, {id_: _age(held) for id_, held in at_work.items()}))
+
+
+def _age(held: Sequence[Lease]) -> int:
+    """Seconds since the first of them began; a clock of theirs may be ahead of ours."""
+    return max(0, int(time.time() - min(lease.since for lease in held)))
 
 
 def _lines() -> Show:
     before: dict[bytes, str] = {}
+    runners: dict[bytes, set[str]] = {}
     out = Console(stderr=True, highlight=False, soft_wrap=True)
+    said = time.monotonic()
 
-    def show(cells: Sequence[CellRow]) -> None:
+    def say(text: str) -> None:
+        nonlocal said
+        said = time.monotonic()
+        out.print(text)
+
+    def show(cells: Sequence[CellRow], at_work: AtWork) -> None:
         for cell in cells:
-            text = verdict_text(cell.finding)
+            text, place = verdict_text(cell.finding), escape(harmless(cell.place))
+            held = at_work.get(cell.id, ())
+            now = {lease.volunteer for lease in held}
+            for one in sorted(now - runners.get(cell.id, set())):
+                say(f"{place}: ▶ …{one[-8:]} runs it")
+            runners[cell.id] = now
             if before.get(cell.id, _unspoken(cell)) != text:
-                place = " ".join(
-                    part for part in (cell.python, cell.services, cell.factors) if part
-                )
-                out.print(f"{escape(harmless(place))}: {text}")
+                say(f"{place}: {text}")
             before[cell.id] = text
+        if time.monotonic() - said > SILENT:
+            busy = [cell for cell in cells if cell.id in at_work]
+            runs = ", ".join(
+                f"{escape(harmless(cell.place))} for {span(_age(at_work[cell.id]))}"
+                for cell in busy[:MOST_NAMED]
+            )
+            more = f" and {len(busy) - MOST_NAMED} more" * (len(busy) > MOST_NAMED)
+            say(f"still running: {runs}{more}" if busy else "nobody runs any of it now")
 
     return show
 

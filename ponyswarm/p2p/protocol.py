@@ -260,6 +260,15 @@ class Protocol:
         """When the first claim of each open job was heard here."""
         return {job.id: job.first_claim for job in self._jobs if job.first_claim is not None}
 
+    def at_work(self, now: int) -> dict[bytes, dict[bytes, int]]:
+        """Who is at which cell of the open jobs, and since when at the latest, by cell id."""
+        found: dict[bytes, dict[bytes, int]] = {}
+        for job in self._jobs:
+            for cell in job.open_cells:
+                if keys := live_leases(cell, now):
+                    found[cell.id] = {key: cell.claimed.get(key, now) for key in keys}
+        return found
+
     def cell(self, job: bytes, cell: bytes) -> Cell | None:
         found = self._jobs.get(job)
         return None if found is None else found.points.get(cell)

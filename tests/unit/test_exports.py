@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import SSlibKey
 
-from ponyswarm import badge, keys
+from ponyswarm import badge, keys, status
 from ponyswarm.cli import main, watch
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
@@ -27,6 +28,7 @@ from ponyswarm.ledger.queries import CellRow, Reader
 from ponyswarm.ledger.verdicts import Finding, Verdict
 from ponyswarm.messages import Entry, Status
 from ponyswarm.policy import ReaderPolicy
+from ponyswarm.status import LeaseLine, NodeStatus
 
 P, F, S = Status.PASSED, Status.FAILED, Status.SKIPPED
 HOSTILE = "t::<script>alert(1)</script>|`x`[a](http://evil)"
@@ -201,6 +203,26 @@ def test_waiting_ends_with_the_code_of_the_verdicts(ledger, volunteers) -> None:
     assert watched(ledger) == 0
     ran(ledger, volunteers, **{"t::x": F})
     assert watched(ledger) == 1
+
+
+def test_while_a_long_suite_runs_it_is_said_who_runs_it_and_that_it_still_does(
+    ledger, capsys, monkeypatch
+) -> None:
+    _, cells = ledger.job("long", "aa" * 20)
+    runner = keys.peer_id(Author(9).public)
+    lease = LeaseLine(cell=cells[0].hex(), volunteer=runner, since=time.time() - 3725)
+    home = Home.under(ledger.home)
+    status.write(home.status, NodeStatus(pid=1, started=0, updated=0, peer="", leases=(lease,)))
+    assert watched(ledger) == 3
+    said = capsys.readouterr().err
+    assert said.count(f"▶ …{runner[-8:]} runs it") == 1
+    assert "still running" not in said
+    monkeypatch.setattr(watch, "SILENT", 0)
+    watched(ledger)
+    assert "for 1:02:0" in capsys.readouterr().err
+    home.status.unlink()
+    watched(ledger)
+    assert "nobody runs any of it now" in capsys.readouterr().err
 
 
 def test_waiting_ends_at_once_for_a_job_that_is_withdrawn(ledger, volunteers, capsys) -> None:

@@ -219,6 +219,16 @@ def test_a_claim_that_somebody_kept_and_sends_again_is_nothing(scene):
     assert [claim.cell for claim in scene.claims(scene.tick())] == [cell]
 
 
+def test_who_is_at_a_cell_is_known_until_the_claim_is_given_back_or_lapses(scene):
+    job, cells = scene.job(own=True)
+    assert scene.protocol.at_work(scene.now) == {}
+    scene.hear(Claim(job=job.id, cell=cells[0], until=scene.now + LEASE_MS))
+    assert scene.protocol.at_work(scene.now)[cells[0]] == {PEER: scene.now}
+    assert scene.protocol.at_work(scene.now + LEASE_MS) == {}
+    scene.hear(Claim(job=job.id, cell=cells[0], until=0))
+    assert cells[0] not in scene.protocol.at_work(scene.now)
+
+
 def test_a_claim_may_come_before_its_job(scene):
     """Where the announcement was lost and sync brings it, the others are at it already."""
     payload = announce(redundancy=1)
