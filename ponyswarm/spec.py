@@ -20,7 +20,8 @@ from ponyswarm.messages import RESULTS_VARIABLE, FileTemplate, Install, Spec
 
 _TABLE = "tool.ponyswarm"
 _COMMANDS: Mapping[str, list[str]] = {
-    "unittest": ["python", "-m", "unittest"],
+    # Without the last word 2.7 finds nothing.
+    "unittest": ["python", "-m", "unittest", "discover"],
     "django": ["python", "manage.py", "test"],
 }
 

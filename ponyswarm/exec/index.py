@@ -116,6 +116,17 @@ def _pip_files() -> Iterator[Path]:
         yield Path(chosen)
 
 
+def latest_sdist(name: str) -> str:
+    """The latest version that has an sdist, a pre-release only where there is nothing else; ""
+    without any. Blocks, and raises `InfraError` without an index."""
+    found = set()
+    for filename, _, _ in _files(f"{url()}/{canonicalize_name(name)}/"):
+        with suppress(InvalidSdistFilename):
+            found.add(parse_sdist_filename(filename)[1])
+    final = [version for version in found if not version.is_prerelease]
+    return str(max(final or found)) if found else ""
+
+
 def fetch_sdist(
     name: str, version: str, sha256: str | None, into: Path, *, index: str | None = None
 ) -> Path:

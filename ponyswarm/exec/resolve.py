@@ -14,6 +14,7 @@ import configparser
 import platform
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.message import Message
@@ -27,7 +28,7 @@ from packaging.version import InvalidVersion, Version
 
 from ponyswarm import matrix
 from ponyswarm.errors import InfraError, LocalError, PeerError
-from ponyswarm.exec import legacy, sdists, source
+from ponyswarm.exec import index, legacy, sdists, source
 from ponyswarm.exec.environment import Environments, format_lock, parse_lock
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.sdists import Sdist
@@ -35,6 +36,7 @@ from ponyswarm.exec.together import together
 from ponyswarm.messages import Cell, Install, Lock, Spec
 
 RESOLVE_SECONDS = 300.0
+MOST_NAMED = 5
 DEFAULT_BUILD = ("setuptools>=40.8.0", "wheel")
 _PLATFORMS = {
     "linux": "{machine}-unknown-linux-gnu",
@@ -154,12 +156,12 @@ async def _compile(
             [*arguments, str(listing), "-o", str(result)], RESOLVE_SECONDS
         )
         if not ended.good:
-            why = ended.output.decode("utf-8", "replace").strip()[-1500:]
+            why = " ".join(ended.output.decode("utf-8", "replace").split())[-1500:]
             if "error sending request" in why or "Failed to fetch" in why:
                 raise InfraError(
                     f"the package index does not answer: {why}; check the network, then try again"
                 )
-            remedy = "" if stand_ins is None else _without_wheels(why)
+            remedy = "" if stand_ins is None else await _without_wheels(why)
             raise LocalError(
                 f"{remedy}the dependencies for Python {interpreter.version} do not resolve: {why}"
             )
@@ -169,12 +171,18 @@ async def _compile(
     return format_lock(tuple(replace(p, hashes=hashes.get(p.name, p.hashes)) for p in pins))
 
 
-def _without_wheels(why: str) -> str:
+async def _without_wheels(why: str) -> str:
     """What to do about packages without a wheel, where uv's words say that it is this."""
     named: list[str] = []
-    for name in sorted(set(_NO_WHEEL.findall(why))):
-        version = re.search(rf"\b{re.escape(name)}==(\S+) has no usable wheels", why)
-        named.append(f'"{name}=={version[1] if version else "VERSION"}"')
+    for name in sorted(set(_NO_WHEEL.findall(why)))[:MOST_NAMED]:
+        match = re.search(rf"\b{re.escape(name)}==(\S+) has no usable wheels", why)
+        version = match[1] if match else ""
+        if not version:
+            with suppress(InfraError, LocalError):
+                version = await trio.to_thread.run_sync(  # type: ignore[call-arg]
+                    index.latest_sdist, name, abandon_on_cancel=True
+                )
+        named.append(f'"{name}=={version or "VERSION"}"')
     if not named:
         return ""
     return (

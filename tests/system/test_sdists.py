@@ -15,8 +15,10 @@ from sources import archive as sdist_archive
 
 from ponyswarm.exec import index
 from ponyswarm.exec.environment import uv_binary
+from ponyswarm.exec.interpreters import Installed, discover
 from ponyswarm.exec.outcome import Outcome, Progress
 from ponyswarm.messages import Cell, Install, Lock, Reason, Spec
+from ponyswarm.volunteer import choose_interpreter
 
 # Whatever asks this back end anything runs its first lines.
 BACK_END = """\
@@ -62,7 +64,7 @@ class Test(unittest.TestCase):
 
 @pytest.fixture
 def tricky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An index with one sdist; the path of a file that is there once any of it runs here."""
+    """An index with sdists alone; the path of a file that is there once any of 1.0 runs here."""
     pages: dict[str, tuple[str, bytes]] = {}
     with served(pages) as address:
         ran = tmp_path / "ran"
@@ -70,13 +72,16 @@ def tricky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         back_end = BACK_END.format(ran=str(ran), port=address.rpartition(":")[2])
         files = {"pyproject.toml": SYSTEM, "back_end.py": back_end, "setup.py": back_end}
         data = sdist_archive(tmp_path / "served", "tricky", files).read_bytes()
-        file = {
-            "filename": "tricky-1.0.tar.gz",
-            "url": "../tricky-1.0.tar.gz",
-            "hashes": {"sha256": hashlib.sha256(data).hexdigest()},
-            "upload-time": "2020-01-01T00:00:00Z",
-        }
-        page = {"meta": {"api-version": "1.0"}, "name": "tricky", "files": [file]}
+        listed = [
+            {
+                "filename": f"tricky-{version}.tar.gz",
+                "url": "../tricky-1.0.tar.gz",
+                "hashes": {"sha256": hashlib.sha256(data).hexdigest()},
+                "upload-time": "2020-01-01T00:00:00Z",
+            }
+            for version in ("0.9", "1.0", "1.1rc1")
+        ]
+        page = {"meta": {"api-version": "1.0"}, "name": "tricky", "files": listed}
         pages["/tricky/"] = ("application/vnd.pypi.simple.v1+json", json.dumps(page).encode())
         pages["/tricky-1.0.tar.gz"] = ("application/gzip", data)
         monkeypatch.setenv("UV_DEFAULT_INDEX", address)
@@ -92,7 +97,11 @@ def _forget_index() -> None:
 
 
 async def outcome_of(
-    folder: Path, install: Install, tests: str, lock: Lock | None = None
+    folder: Path,
+    install: Install,
+    tests: str,
+    lock: Lock | None = None,
+    interpreter: Installed | None = None,
 ) -> tuple[Outcome, list[str]]:
     steps: list[str] = []
 
@@ -100,13 +109,13 @@ async def outcome_of(
         steps.append(progress.step)
 
     source = archive(folder, {"test_it.py": tests})
-    command = ("python", "-m", "unittest", "-v")
+    command = ("python", "-m", "unittest", "discover", "-v")
     outcome = await executor(folder).run(
         source=source,
         source_hash=hashlib.sha256(source.read_bytes()).digest(),
         spec=Spec(python=("3",), runner="unittest", command=command, install=install),
         cell=Cell(python="3"),
-        interpreter=this_python(),
+        interpreter=interpreter or this_python(),
         lock=lock,
         resolve_before=NOW,
         progress=note,
@@ -188,11 +197,15 @@ class Test(unittest.TestCase):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("python", ["2.7", "ours"])
 @in_trio
-async def test_a_real_package_without_wheels_is_installed(tmp_path: Path) -> None:
+async def test_a_real_package_without_wheels_is_installed(tmp_path: Path, python: str) -> None:
     needs_index()
+    interpreter = this_python() if python == "ours" else choose_interpreter(python, discover())
+    if interpreter is None:
+        pytest.skip(f"there is no {python} here")
     install = Install(project=False, requirements=("docopt",), from_source=("docopt==0.6.2",))
-    outcome, _ = await outcome_of(tmp_path, install, DOCOPT)
+    outcome, _ = await outcome_of(tmp_path, install, DOCOPT, interpreter=interpreter)
     assert (outcome.detail, outcome.reason) == ("", None), outcome.log
     assert [test.status for test in outcome.tests] == ["passed"]
     assert b"installed: docopt==0.6.2\n" in outcome.log
