@@ -118,6 +118,8 @@ class Swarm:
 
     root: Path
     say: Callable[[str], None]
+    patience: float = START_SECONDS
+    """How many seconds a node has to get ready."""
     members: list[Member] = field(default_factory=list)
 
     def member(self, name: str, pythons: Sequence[Installed]) -> Member:
@@ -170,7 +172,7 @@ class Swarm:
         self, member: Member, ready: Callable[[status.NodeStatus], bool]
     ) -> status.NodeStatus:
         """Wait until a member's node says of itself what is wanted."""
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline:
             now = status.read(member.home.status)
             if now is not None and ready(now):
