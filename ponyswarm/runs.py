@@ -143,14 +143,15 @@ class Runs:
         self.ended += 1
         self.tests += len(outcome.tests)
         log.info("%s: %s in %.1f s", name, summary(outcome), outcome.seconds)
-        return self._as_result(task, outcome, started)
+        # A suite of 200,000 tests takes seconds, in which the node's peers must not wait.
+        packed = await trio.to_thread.run_sync(_pack, outcome)
+        return self._as_result(task, outcome, packed, started)
 
-    def _as_result(self, task: Task, outcome: Outcome, started: int) -> Result:
+    def _as_result(self, task: Task, outcome: Outcome, packed: _Packed, started: int) -> Result:
         counts: Counter[Status] = Counter(test.status for test in outcome.tests)
         bad = [test.id for test in outcome.tests if test.status in BAD_STATUSES]
-        records = [TestRecord(t.id, t.status, t.seconds, t.message) for t in outcome.tests]
-        tests = self._blobs.put(encode_tests(records)) if records else None
-        text = self._blobs.put(zlib.compress(outcome.log, 6)) if outcome.log else None
+        tests = self._blobs.put(packed.tests) if packed.tests else None
+        text = self._blobs.put(packed.log) if packed.log else None
         return Result(
             job=task.job,
             cell=task.cell_id,
@@ -158,9 +159,7 @@ class Runs:
             reason=outcome.reason,
             detail=outcome.detail[:500],
             counts=dict(counts),
-            digest=outcome_digest(
-                outcome.state, outcome.reason, [(t.id, t.status) for t in outcome.tests]
-            ),
+            digest=packed.digest,
             bad=tuple(_within(bad, MAX_BAD_BYTES)),
             tests=tests,
             log=text,
@@ -168,6 +167,25 @@ class Runs:
             started=started,
             seconds=round(outcome.seconds, 3),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Packed:
+    """The bytes of an outcome's blobs, empty where there is nothing, and its digest."""
+
+    tests: bytes
+    log: bytes
+    digest: bytes
+
+
+def _pack(outcome: Outcome) -> _Packed:
+    records = [TestRecord(t.id, t.status, t.seconds, t.message) for t in outcome.tests]
+    pairs = [(t.id, t.status) for t in outcome.tests]
+    return _Packed(
+        tests=encode_tests(records) if records else b"",
+        log=zlib.compress(outcome.log, 6) if outcome.log else b"",
+        digest=outcome_digest(outcome.state, outcome.reason, pairs),
+    )
 
 
 def _within(ids: Sequence[str], most: int) -> Iterable[str]:

@@ -34,7 +34,10 @@ from ponyswarm.exec.process import Patience
 from ponyswarm.exec.services.service import Missing, Offer, Options
 from ponyswarm.home import Home
 from ponyswarm.messages import Cell
+from ponyswarm.volunteer import choose_interpreter
 
+# Whatever a project is likely to ask for; a "t" at the end is a free-threaded build.
+CURRENT = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.14t")
 GOOD, WEAK, BAD, NOT_OFFERED = "good", "weak", "bad", "not offered"
 MARKS = {GOOD: "✔", WEAK: "!", BAD: "✘", NOT_OFFERED: "·"}
 LEAST_DISK = config.GIB
@@ -217,6 +220,11 @@ async def _interpreters(settings: config.Settings) -> list[Check]:
         checks.append(
             Check(name="interpreter", state=BAD, what=what, remedy="uv python install 3.12")
         )
+    absent = [python for python in CURRENT if choose_interpreter(python, survey.found) is None]
+    if absent and survey.found:
+        what = f"{', '.join(absent)}: not here, jobs that ask for them are left to others"
+        remedy = f"uv python install {' '.join(absent)}"
+        checks.append(Check(name="interpreter", state=NOT_OFFERED, what=what, remedy=remedy))
     return checks
 
 

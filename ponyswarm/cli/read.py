@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -32,6 +32,7 @@ from ponyswarm.ledger import analysis, verifier
 from ponyswarm.ledger.queries import CellRow, JobRow, Reader, ResultRow
 from ponyswarm.ledger.verdicts import Finding, TestFinding, Verdict
 from ponyswarm.messages import Cell
+from ponyswarm.offers import lacking
 from ponyswarm.policy import ReaderPolicy
 
 # How long `show --log` waits for peers to give an output that is not here.
@@ -71,6 +72,19 @@ def find_job(reader: Reader, text: str) -> JobRow:
         f"{text!r} is neither a job, nor a commit, nor a project with jobs in this ledger: "
         "'ponyswarm log' shows what is there"
     )
+
+
+def unserved(
+    home: Home, job: JobRow, cells: Sequence[CellRow], points: Mapping[bytes, Cell]
+) -> dict[bytes, str]:
+    """Why nobody runs the cells that wait, as the node on this home knows it; without, none."""
+    now, project = running_status(home), job.project.hex()
+    if now is None or job.withdrawn or all(line.project != project for line in now.projects):
+        return {}
+    offers = [offer for offer in now.offers if offer.project == project]
+    waiting = [cell for cell in cells if cell.finding.verdict is Verdict.PENDING]
+    found = {cell.id: lacking(points[cell.id], offers) for cell in waiting if cell.id in points}
+    return {id_: why for id_, why in found.items() if why}
 
 
 def cell_facts(cell: CellRow, point: Cell | None) -> dict[str, object]:
@@ -161,7 +175,7 @@ def results(
         ]
         print_json({**job_facts(found), "forked": forked, "cells": facts})
     else:
-        print_matrix(found, cells)
+        print_matrix(found, cells, unserved(home, found, cells, points))
         for key in forked:
             click.echo(f"forked: {key} signed two histories; its results count for nothing")
     ctx.exit(exit_code(cells))

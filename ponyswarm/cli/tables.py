@@ -116,8 +116,13 @@ def _cell_text(cell: CellRow, seconds: int | None) -> str:
     return f"{text} [dim]{cell.id.hex()[:8]}[/dim]"
 
 
-def print_matrix(job: JobRow, cells: Sequence[CellRow]) -> None:
-    """A job's matrix, with a line on each cell that is not plainly good."""
+def print_matrix(
+    job: JobRow, cells: Sequence[CellRow], lacking: Mapping[bytes, str] | None = None
+) -> None:
+    """A job's matrix, with a line on each cell that is not plainly good.
+
+    ``lacking`` says of cells that nobody can run why, by their ids.
+    """
     out = console()
     name = escape(job.title)
     state = " (withdrawn)" if job.withdrawn else ""
@@ -129,6 +134,8 @@ def print_matrix(job: JobRow, cells: Sequence[CellRow]) -> None:
         open_ = finding.dissent or finding.wavering or finding.broken or finding.sealed
         if open_ or finding.verdict is Verdict.CONFIRMED_FAIL:
             out.print(f"{escape(cell.place)}: {verdict_text(finding)}")
+        elif lacking and cell.id in lacking:
+            out.print(f"{escape(cell.place)}: not run yet, {escape(lacking[cell.id])}")
     tests = sum(cell.finding.tests for cell in cells)
     good = sum(cell.finding.verdict is Verdict.CONFIRMED_PASS for cell in cells)
     lone = sum(cell.finding.on_record for cell in cells)

@@ -22,7 +22,7 @@ from ponyswarm.cli import EXIT_INTERRUPTED, EXIT_UNTRUSTED, json_option, print_j
 from ponyswarm.cli.joining import joined, known_addresses
 from ponyswarm.cli.opening import node_is_running, now_ms, opened, seconds_of
 from ponyswarm.cli.plain import harmless
-from ponyswarm.cli.read import cell_facts, exit_code, find_job, job_facts
+from ponyswarm.cli.read import cell_facts, exit_code, find_job, job_facts, unserved
 from ponyswarm.cli.tables import matrix_table, print_matrix, span, verdict_text
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
@@ -108,7 +108,7 @@ def watch(
         facts = [cell_facts(cell, points.get(cell.id)) for cell in cells]
         print_json({**job_facts(row), "exit_code": code, "cells": facts})
     else:
-        print_matrix(row, cells)
+        print_matrix(row, cells, unserved(home, row, cells, points))
     ctx.exit(code)
 
 

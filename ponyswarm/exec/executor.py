@@ -512,8 +512,7 @@ class Executor:
             return broken(Reason.DISK_FULL, f"the scratch space of {allowed} MiB was full")
         match ended.how:
             case How.TIMEOUT:
-                allowed = int(min(limits.seconds, spec.timeout))
-                return broken(Reason.TIMEOUT, f"not done after {allowed} seconds")
+                return broken(Reason.TIMEOUT, _too_long(limits.seconds, spec.timeout))
             case How.NO_OUTPUT:
                 silent = int(limits.silent_seconds)
                 return broken(Reason.NO_OUTPUT, f"neither output nor test for {silent} seconds")
@@ -588,6 +587,13 @@ def _is_time(stamp: Path) -> bool:
     with suppress(OSError):
         stamp.touch()
     return True
+
+
+def _too_long(limit: float, timeout: int) -> str:
+    """Whose time was over: the job's own, or that of the machine it ran on."""
+    if timeout <= limit:
+        return f"not done after {timeout} seconds, the job's timeout"
+    return f"not done after {int(limit)} seconds, the most that a run may take here"
 
 
 def _explains(tests: tuple[TestOutcome, ...]) -> bool:

@@ -22,6 +22,9 @@ MAX_ID = 500
 MAX_MESSAGE = 1500
 MAX_TESTS = 200_000
 MAX_BYTES = 512 << 20
+# Bytes of all ids, and of all messages: a list of tests is read up to 64 MiB
+# (`codec.MAX_BLOB_EXPANDED`), so what is longer could be written and never shown.
+MAX_IDS, MAX_MESSAGES = 32 << 20, 16 << 20
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -37,6 +40,8 @@ class Report:
         self._seen: Counter[str] = Counter()
         self._open: dict[str, int] = {}
         self._tests: list[TestOutcome] = []
+        self._ids = 0
+        self._messages = 0
         self.heard = now()
         self.entered = False
         self.began = 0
@@ -133,6 +138,10 @@ class Report:
         if len(self._tests) >= MAX_TESTS:
             self.overflow = f"more than {MAX_TESTS} tests"
             return
+        self._ids += len(name.encode())
+        if self._ids > MAX_IDS:
+            self.overflow = f"the tests' ids are longer than {MAX_IDS >> 20} MiB in all"
+            return
         left = self._open.pop(name, 0) - 1
         if left > 0:
             self._open[name] = left
@@ -140,12 +149,14 @@ class Report:
         suffix = f"#{self._seen[name]}" if self._seen[name] > 1 else ""
         seconds, message = event.get("t"), event.get("m")
         sound = isinstance(seconds, int | float) and math.isfinite(seconds) and 0 <= seconds < 1e7
+        text = _clean(message)[:MAX_MESSAGE] if isinstance(message, str) else ""
+        self._messages += len(text.encode())
         self._tests.append(
             TestOutcome(
                 id=name[: MAX_ID - len(suffix)] + suffix,
                 status=status,
                 seconds=float(seconds) if sound else 0.0,  # type: ignore[arg-type]
-                message=_clean(message)[:MAX_MESSAGE] if isinstance(message, str) else "",
+                message=text if self._messages <= MAX_MESSAGES else "",
             )
         )
 

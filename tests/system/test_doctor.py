@@ -11,6 +11,9 @@ from click.testing import CliRunner, Result
 
 from ponyswarm import config
 from ponyswarm.cli import main
+from ponyswarm.cli.doctor import CURRENT
+from ponyswarm.exec.interpreters import discover
+from ponyswarm.volunteer import choose_interpreter
 
 
 def doctor(home: Path, *arguments: str) -> Result:
@@ -61,6 +64,11 @@ def test_a_new_home_is_good_and_says_what_could_be_offered(home: Path) -> None:
     assert found["postgresql"][0]["state"] == "not offered"
     assert found["postgresql"][0]["remedy"]
     assert {"sandbox", "limits", "uv", "interpreter", "disk", "memory", "port"} <= set(found)
+    absent = [one for one in CURRENT if choose_interpreter(one, discover()) is None]
+    told = [check for check in found["interpreter"] if check["state"] == "not offered"]
+    assert [check["remedy"] for check in told] == (
+        [f"uv python install {' '.join(absent)}"] if absent else []
+    )
 
 
 def test_what_others_could_read_or_change_is_named_with_its_remedy(home: Path) -> None:

@@ -104,6 +104,10 @@ async def test_a_job_that_talks_forever_runs_into_its_time_limit(tmp_path: Path)
     body = module("while True:\n    print('.', flush=True)\n    time.sleep(0.05)")
     outcome = await run(tmp_path, body, timeout=2)
     assert (outcome.reason, outcome.culprit) == (Reason.TIMEOUT, SECOND)
+    assert "2 seconds, the job's timeout" in outcome.detail
+    outcome = await run(tmp_path, body, timeout=90, limits=quick(seconds=2))
+    assert outcome.reason is Reason.TIMEOUT
+    assert "the most that a run may take here" in outcome.detail
     assert outcome.seconds < 15
     await still_good(tmp_path)
 

@@ -28,7 +28,7 @@ from ponyswarm.ledger.queries import CellRow, Reader
 from ponyswarm.ledger.verdicts import Finding, Verdict
 from ponyswarm.messages import Entry, Status
 from ponyswarm.policy import ReaderPolicy
-from ponyswarm.status import LeaseLine, NodeStatus
+from ponyswarm.status import LeaseLine, NodeStatus, OfferLine, ProjectLine
 
 P, F, S = Status.PASSED, Status.FAILED, Status.SKIPPED
 HOSTILE = "t::<script>alert(1)</script>|`x`[a](http://evil)"
@@ -223,6 +223,31 @@ def test_while_a_long_suite_runs_it_is_said_who_runs_it_and_that_it_still_does(
     home.status.unlink()
     watched(ledger)
     assert "nobody runs any of it now" in capsys.readouterr().err
+
+
+def test_results_say_of_cells_that_wait_what_nobody_offers(ledger) -> None:
+    ledger.job("waits", "aa" * 20)
+    home, project = Home.under(ledger.home), ledger.project.hex()
+    offer = OfferLine(
+        project=project,
+        peer=keys.peer_id(Author(9).public),
+        interpreters=("cpython 3.12.1", "cpython 3.13.0t"),
+        services=(),
+        system="linux",
+        machine="x86_64",
+        slots=1,
+    )
+    followed = ProjectLine(project=project, name="demo", trusted=False)
+    now = NodeStatus(pid=1, started=0, updated=0, peer="", projects=(followed,), offers=(offer,))
+    status.write(home.status, now)
+
+    def said() -> str:
+        return CliRunner().invoke(main, ["--home", str(ledger.home), "results", "demo"]).output
+
+    assert "nobody offers" not in said()  # No node runs: what it told last is of the past.
+    with FileLock(home.lock):
+        assert "3.13: not run yet, nobody offers Python 3.13" in said()
+        assert "3.12: not run yet" not in said()
 
 
 def test_waiting_ends_at_once_for_a_job_that_is_withdrawn(ledger, volunteers, capsys) -> None:

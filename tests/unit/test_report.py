@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ponyswarm import codec
+from ponyswarm.exec import report as limits
 from ponyswarm.exec.report import MAX_ID, MAX_MESSAGE, Report
 
 
@@ -78,6 +81,25 @@ def test_events_before_a_session_are_not_heard() -> None:
 def test_unknown_statuses_and_absurd_times_are_not_taken() -> None:
     report = reported(BEGIN, end("a", "splendid"), end("b", t=float("inf")), end("c", t=-1))
     assert [(test.id, test.seconds) for test in report.tests] == [("b", 0.0), ("c", 0.0)]
+
+
+def test_what_is_kept_of_a_long_suite_can_always_be_read_again() -> None:
+    most = limits.MAX_TESTS * 40 + limits.MAX_IDS + limits.MAX_MESSAGES
+    assert most < codec.MAX_BLOB_EXPANDED
+
+
+def test_messages_that_are_too_many_are_left_out_and_ids_that_are_too_long_end_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "MAX_MESSAGES", 10)
+    monkeypatch.setattr(limits, "MAX_IDS", 20)
+    told = [end(f"test{n}", "failed", m="\u00e9" * 3) for n in range(4)]
+    report = reported(BEGIN, *told)
+    assert [test.message for test in report.tests] == ["\u00e9" * 3, "", "", ""]
+    assert report.overflow == ""
+    report = reported(BEGIN, *told, end("one more"), end("test5"))
+    assert len(report.tests) == 4
+    assert "ids" in report.overflow
 
 
 @given(st.lists(st.binary(max_size=200), max_size=20))

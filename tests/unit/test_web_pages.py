@@ -31,12 +31,12 @@ from ponyswarm import status
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.verdicts import Verdict
+from ponyswarm.offers import able
 from ponyswarm.plain import harmless, uncoloured
 from ponyswarm.web import site as site_module
 from ponyswarm.web import words
 from ponyswarm.web.app import PAGES, application
 from ponyswarm.web.guard import host_name
-from ponyswarm.web.pages.coverage import able
 from ponyswarm.web.pages.job import Place, grid
 from ponyswarm.web.pages.test import FAILS, MIXED, PASSES, UNKNOWN, Column, conclude
 from ponyswarm.web.tail import Look, News, look

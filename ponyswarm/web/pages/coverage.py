@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ponyswarm.errors import LocalError
 from ponyswarm.ledger import history
 from ponyswarm.ledger.queries import JobRow, Reader
-from ponyswarm.matrix import matches, service_matches
-from ponyswarm.messages import Cell
+from ponyswarm.offers import able, lacking
 from ponyswarm.plain import harmless
 from ponyswarm.policy import ReaderPolicy
 from ponyswarm.status import OfferLine
@@ -160,7 +158,8 @@ def _nobody(
         point = points.get(row.id)
         if point is None or row.finding.of > 0:
             continue
-        if known and any(able(point.python, point.services, offer) for offer in offers):
+        why = lacking(point, offers) if known else "not run yet"
+        if not why:
             continue
         found.append(
             Nobody(
@@ -168,38 +167,7 @@ def _nobody(
                 label=harmless(words.place(point)),
                 job=job.id.hex(),
                 title=harmless(job.title),
-                why=_why(point, offers) if known else "not run yet",
+                why=why,
             )
         )
     return found
-
-
-def able(python: str, services: Sequence[str], offer: OfferLine) -> bool:
-    """Whether an offer fits an environment."""
-    return _has_python(python, offer) and all(
-        any(service_matches(service, offered) for offered in offer.services) for service in services
-    )
-
-
-def _has_python(python: str, offer: OfferLine) -> bool:
-    try:
-        for text in offer.interpreters:
-            implementation, _, version = text.partition(" ")
-            free_threaded = version.endswith("t")
-            if matches(python, implementation, version.removesuffix("t"), free_threaded):
-                return True
-    except LocalError:
-        return False  # A later version of us may know what this asks for.
-    return False
-
-
-def _why(point: Cell, offers: Sequence[OfferLine]) -> str:
-    """What is missing, in words that tell a volunteer what to install."""
-    if not offers:
-        return "no volunteer offers anything to this project now"
-    if not any(_has_python(point.python, offer) for offer in offers):
-        return f"nobody offers Python {harmless(point.python)}"
-    for service in point.services:
-        if not any(service_matches(service, one) for offer in offers for one in offer.services):
-            return f"nobody offers {harmless(service)}"
-    return "nobody offers all of it on one machine"
