@@ -79,13 +79,18 @@ def weigh(
     is_tie = len(ranked) > 1 and len(steady[ranked[1]]) == agree
     if support >= needed and 2 * agree > of and not is_tie:
         state = State.STANDS
-    elif wavering or sum(len(set(v)) >= max(2, needed) for v in said.values()) > 1:
+    elif wavering or _both_seen(said, needed):
         state = State.FLAKY
     elif len(said) > 1:
         state = State.DISPUTED
     else:
         state = State.ALONE
     return Weighed(state, first, agree, of, blind, support, wavering)
+
+
+def _both_seen(said: Mapping[T, Collection[Voice]], needed: int) -> bool:
+    """Whether two outcomes each have as many voices as were needed, two at least."""
+    return sum(len(set(voices)) >= max(2, needed) for voices in said.values()) > 1
 
 
 def _wavering(said: Mapping[T, Collection[Voice]]) -> frozenset[Voice]:
@@ -319,3 +324,24 @@ def more_wanted(
         return max(0, redundancy - len(told) - sealed)
     most = redundancy + (2 if is_blind else 1) - len(told)
     return max(0, min(short, most) - sealed)
+
+
+# --- who looks again --------------------------------------------------------------------------
+
+
+def doubted(said: Mapping[T, Collection[Voice]], *, needed: int) -> set[Voice]:
+    """The voices that should run once more what they ran, of those whose runs compare.
+
+    Steady ones whose outcome has no more of them than some other: if their second run
+    differs from the first, it is a test that is flaky, and not a machine that is wrong. A
+    majority need not: a lone liar would make all others work twice. Nor need anybody where
+    both outcomes were seen often enough to call the tests flaky.
+    """
+    if len(said) < 2 or _both_seen(said, needed):
+        return set()
+    wavering = _wavering(said)
+    steady = [set(voices) - wavering for voices in said.values()]
+    most = max(len(voices) for voices in steady)
+    ahead = [voices for voices in steady if len(voices) == most]
+    leading = ahead[0] if len(ahead) == 1 else set()
+    return set().union(*steady) - leading

@@ -62,6 +62,22 @@ class Honest:
         """An hour passed."""
 
 
+class Unsteady(Honest):
+    """Honest, on a machine where a test fails the first time and passes from then on."""
+
+    def __init__(self) -> None:
+        self.tried: set[bytes] = set()
+
+    def outcome(self, node: Node, job: bytes, cell: bytes) -> Result:
+        from simulation.node import told
+
+        statuses = truth(cell)
+        if cell not in self.tried:
+            self.tried.add(cell)
+            statuses[-1] = Status.FAILED
+        return told(node, job, cell, statuses)
+
+
 class Liar(Honest):
     """Says the opposite, at once. Liars with one ``variant`` say the same: one operator's keys."""
 

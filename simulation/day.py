@@ -274,8 +274,15 @@ class Day:
 
     def _results(self, project: bytes) -> dict[bytes, dict[bytes, bytes]]:
         """By cell: what each author that counts said last, in the maintainer's ledger."""
+        return {
+            cell: {author: outcomes[-1] for author, outcomes in said.items()}
+            for cell, said in self._told(project).items()
+        }
+
+    def _told(self, project: bytes) -> dict[bytes, dict[bytes, list[bytes]]]:
+        """By cell: all that each author that counts said, in the maintainer's ledger."""
         maintainer = self.maintainers[project]
-        found: dict[bytes, dict[bytes, bytes]] = {}
+        found: dict[bytes, dict[bytes, list[bytes]]] = {}
         forked = self._forked(project)
         for cell, author, outcome in maintainer.store._db.execute(
             "SELECT cell.cell, key, digest FROM cell LEFT JOIN result ON result.cell = cell.cell"
@@ -284,7 +291,7 @@ class Day:
         ):
             said = found.setdefault(cell, {})
             if author is not None and author not in forked:
-                said[author] = outcome
+                said.setdefault(author, []).append(outcome)
         return found
 
     def _forked(self, project: bytes) -> set[bytes]:
@@ -337,15 +344,20 @@ class Day:
         report.served = _spread(times)
 
     def _count(self, project: bytes, honest: set[bytes]) -> None:
-        """Honest runs beyond what a cell asked for: one more where somebody dissented."""
+        """Honest runs beyond what a cell asked for: one more where somebody dissented.
+
+        A second look of an honest one (`scheduling.look_again`) is beyond it too.
+        """
         report = self.report
-        for said in self._results(project).values():
+        for told in self._told(project).values():
+            said = {author: outcomes[-1] for author, outcomes in told.items()}
+            again = sum(len(told[author]) - 1 for author in told.keys() & honest)
             report.cells += 1
             report.unserved += len(said) < self.plan.redundancy
             report.wanted_runs += self.plan.redundancy
             report.results += len(said)
             asked = self.plan.redundancy + (len(set(said.values())) > 1)
-            report.extra_runs += max(0, len(said.keys() & honest) - asked)
+            report.extra_runs += again + max(0, len(said.keys() & honest) - asked)
 
     def _look(self, found: dict[bytes, Finding], project: bytes) -> None:
         for cell, finding in found.items():

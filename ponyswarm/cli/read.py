@@ -262,7 +262,9 @@ def _print_tests(out: Console, differ: dict[str, TestFinding] | None, finding: F
             f"{status} by {', '.join(short(key) for key in authors)}"
             for status, authors in found.statuses.items()
         )
-        out.print(f"  {found.verdict}  {plain(test)}  [dim]{said}[/dim]")
+        both = ", ".join(short(key) for key in found.wavering)
+        unsteady = f"  [magenta]flaky for {both}[/magenta]" if both else ""
+        out.print(f"  {found.verdict}  {plain(test)}{unsteady}  [dim]{said}[/dim]")
 
 
 def _test_facts(found: TestFinding) -> dict[str, object]:
@@ -275,6 +277,7 @@ def _test_facts(found: TestFinding) -> dict[str, object]:
             status: [keys.peer_id(key) for key in authors]
             for status, authors in found.statuses.items()
         },
+        "wavering": [keys.peer_id(key) for key in found.wavering],
     }
 
 

@@ -206,6 +206,15 @@ def _independent(authors: Iterable[bytes], speakers: Mapping[bytes, Voice]) -> s
     return {speakers.get(author, author) for author in authors} if speakers else set(authors)
 
 
+def _through(
+    voices: Collection[Voice], said: Iterable[Iterable[bytes]], speakers: Mapping[bytes, Voice]
+) -> set[bytes]:
+    """The keys through which these spoke."""
+    if not voices:
+        return set()
+    return {key for keys in said for key in keys if speakers.get(key, key) in voices}
+
+
 def _weigh_comparable(
     voices: Mapping[Outcome, Sequence[bytes]],
     policy: ReaderPolicy,
@@ -228,12 +237,7 @@ def _weigh_comparable(
         verdict = Verdict.CONFIRMED_FAIL if first.failed > 0 else Verdict.CONFIRMED_PASS
     else:
         verdict = _OPEN[found.state]
-    wavering = {
-        author
-        for authors in voices.values()
-        for author in authors
-        if found.wavering and speakers.get(author, author) in found.wavering
-    }
+    wavering = _through(found.wavering, voices.values(), speakers)
     return Finding(
         verdict=verdict,
         agree=found.agree,
@@ -273,7 +277,8 @@ def _weight(finding: Finding, policy: ReaderPolicy) -> tuple[bool, int, int, int
 class TestFinding:
     """What comparable runs amount to for one test that they differ on.
 
-    ``statuses`` has who gave which; ``status`` is the one with most steady operators.
+    ``statuses`` has who gave which; ``status`` is the one with most steady operators;
+    ``wavering`` are the keys of operators that gave several.
     """
 
     verdict: Verdict
@@ -281,6 +286,7 @@ class TestFinding:
     agree: int
     of: int
     statuses: Mapping[str, tuple[bytes, ...]]
+    wavering: tuple[bytes, ...] = ()
 
 
 def by_test(
@@ -323,6 +329,7 @@ def by_test(
             agree=weighed.agree,
             of=weighed.of,
             statuses={status: tuple(sorted(set(said[status]))) for status in sorted(said)},
+            wavering=tuple(sorted(_through(weighed.wavering, said.values(), speakers))),
         )
     return found
 

@@ -25,6 +25,7 @@ from ponyswarm.p2p.scheduling import (
     RENEW_MS,
     CellState,
     Done,
+    look_again,
     next_end,
     patience,
     still_wanted,
@@ -65,6 +66,8 @@ class Job:
     first_claim: int | None = None
     # The cells that lack runs: what is done costs nothing when a choice is made.
     lacking: set[bytes] = field(default_factory=set)
+    # Who should run which cell once more, since others differ.
+    again: dict[bytes, frozenset[bytes]] = field(default_factory=dict)
     seconds: dict[bytes, float] = field(default_factory=dict)
     # Which cell each commit is to, and the commits that name it, with their authors.
     places: dict[bytes, bytes] = field(default_factory=dict)
@@ -84,6 +87,16 @@ class Job:
             self.lacking.add(cell.id)
         else:
             self.lacking.discard(cell.id)
+        doubted = look_again(cell)
+        if doubted:
+            self.again[cell.id] = doubted
+        else:
+            self.again.pop(cell.id, None)
+
+    def open_to(self, me: bytes) -> list[CellState]:
+        """The cells that lack runs, and those that a key should run once more."""
+        again = (id_ for id_, keys in self.again.items() if me in keys and id_ not in self.lacking)
+        return [*self.open_cells, *(self.cells[id_] for id_ in again)]
 
     def count(self, cell: CellState, done: Done, now: int) -> None:
         """A run of a cell ended, and so did its lease."""

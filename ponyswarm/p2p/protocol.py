@@ -784,8 +784,8 @@ class Protocol:
         return [
             cell
             for job in self._jobs.of(project)
-            if job.lacking and self._refusal(job, now) is None
-            for cell in job.open_cells
+            if (job.lacking or job.again) and self._refusal(job, now) is None
+            for cell in job.open_to(self.me)
             if cell.id not in self._mine and self._blocked.get(cell.id, 0) <= now
         ]
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ponyswarm.agreement import Sealed, Voice, more_wanted, open_commits
+from ponyswarm.agreement import Opened, Sealed, Voice, doubted, more_wanted, open_commits
 from ponyswarm.messages import MAX_NAMED, CrossCheck, Offer
 from ponyswarm.policy import Standing
 
@@ -47,6 +47,8 @@ REST_MS = 600_000
 LONGEST_REST_MS = 6 * 3_600_000
 # How long a commit of one with a long record waits to be named by another commit.
 LOT_MS = 20_000
+# How long others get to decide what two volunteers differ on before those look again.
+LOOK_MS = 300_000
 # What a run may take beside its tests before its lease is respected no more.
 PREPARE_MS = 900_000
 # With results of so many authors, a lease is respected for so many times their median.
@@ -155,6 +157,49 @@ def still_wanted(cell: CellState) -> int:
     """
     if not cell.done and not cell.sealed:
         return cell.wanted
+    heard = _heard(cell)
+    return more_wanted(
+        heard.sets,
+        redundancy=cell.wanted,
+        sealed=heard.awaited,
+        is_blind=cell.check.mode == "blind",
+        pairs=heard.opened.pairs,
+        spared=heard.opened.spared,
+    )
+
+
+def look_again(cell: CellState) -> frozenset[bytes]:
+    """The keys that should run a cell once more, since others differ (`agreement.doubted`).
+
+    Only those with one run of it, whatever became of that, and not while somebody has
+    committed to an outcome that may decide.
+    """
+    if len({(run.comparable, run.digest) for run in cell.done if run.completed}) < 2:
+        return frozenset()
+    heard = _heard(cell)
+    if heard.awaited:
+        return frozenset()
+    voice = cell.standing.voice
+    turns = Counter(voice(run.author) for run in cell.done)
+    turns |= Counter(voice(seal.author) for seal in cell.sealed)
+    voices = set().union(*(doubted(said, needed=cell.wanted) for said in heard.sets))
+    once = {one for one in voices if turns[one] == 1}
+    return frozenset(run.author for run in cell.done if voice(run.author) in once)
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What counts of what was said of a cell: voices by outcome, for each set that compares.
+
+    ``awaited`` is how many voices committed and are expected to tell.
+    """
+
+    sets: Sequence[Mapping[bytes, set[Voice]]]
+    opened: Opened
+    awaited: int
+
+
+def _heard(cell: CellState) -> _Heard:
     done = [run for run in cell.done if cell.hears(run.author, run.time)]
     seals = [seal for seal in cell.sealed if cell.hears(seal.author, seal.time)]
     authors = {run.author for run in done} | {seal.author for seal in seals}
@@ -172,15 +217,8 @@ def still_wanted(cell: CellState) -> int:
         for seal in seals
         if seal.author in opened.sealed and seal.id not in cell.lapsed
     }
-    broken = {run.author for run in done if not run.completed}
-    return more_wanted(
-        sets.values(),
-        redundancy=cell.wanted,
-        sealed=len(waiting - told - {speakers[author] for author in broken}),
-        is_blind=cell.check.mode == "blind",
-        pairs=opened.pairs,
-        spared=opened.spared,
-    )
+    broken = {speakers[run.author] for run in done if not run.completed}
+    return _Heard(list(sets.values()), opened, len(waiting - told - broken))
 
 
 def rests_until(cell: CellState) -> int:
@@ -250,12 +288,17 @@ def claim_at(
     """
     voice = cell.standing.voice
     spoken = cell.spoken
-    if voice(me) in spoken or cell.leases.get(me, 0) > now or not cell.hears(me):
+    if cell.leases.get(me, 0) > now or not cell.hears(me):
         return None
     if me not in offers or not fits(cell, offers[me]):
         return None
     at_it = live_leases(cell, now)
     missing = still_wanted(cell) - len(at_it)
+    if voice(me) in spoken:
+        if at_it or me not in look_again(cell):
+            return None
+        others = any(may_join(cell, key, offer, fits) for key, offer in offers.items())
+        return cell.vacant_since + (LOOK_MS if missing > 0 and others else 0)
     spoken |= {voice(key) for key in at_it}
     if missing <= 0 or voice(me) in spoken:
         return None
@@ -319,7 +362,8 @@ def should_yield(cell: CellState, me: bytes, now: int) -> bool:
         return at_it.index(me) >= still_wanted(cell)
     # It may have come to light meanwhile that another key of this operator is at it, or done.
     voice = cell.standing.voice
-    return voice(me) in cell.spoken | {voice(key) for key in at_it}
+    is_taken = voice(me) in cell.spoken | {voice(key) for key in at_it}
+    return is_taken and me not in look_again(cell)
 
 
 def choose(

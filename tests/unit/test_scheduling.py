@@ -11,10 +11,12 @@ from authors import NOW, digest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ponyswarm.agreement import Sealed
 from ponyswarm.messages import Offer
 from ponyswarm.p2p.scheduling import (
     LEASE_MS,
     LONGEST_REST_MS,
+    LOOK_MS,
     MOST_WEIGHT,
     PREPARE_MS,
     RENEW_MS,
@@ -27,6 +29,7 @@ from ponyswarm.p2p.scheduling import (
     choose,
     claim_at,
     live_leases,
+    look_again,
     patience,
     rank,
     renewals,
@@ -242,6 +245,63 @@ def test_a_project_that_holds_slots_or_had_them_of_late_waits_for_the_others():
     assert share(due, {A: 2}, {}, 1) == [(B, due[B][0])]
     assert share(due, {A: 1, B: 1}, {B: 9.0}, 1) == [(A, due[A][0])]
     assert share({A: due[A]}, {A: 5}, {A: 9.0}, 1) == [(A, due[A][0])]
+
+
+# --- who looks again --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("done", "again"),
+    [
+        ([ok(A), ok(B)], ""),
+        ([ok(A), ok(B, "fail")], "AB"),
+        ([ok(A), ok(B, "fail"), ok(C)], "B"),
+        ([ok(A), ok(B, "fail"), ok(C, "third")], "ABC"),
+        ([ok(A), ok(B, "fail"), ok(C), ok(D, "third")], "BD"),
+        ([ok(A), ok(B, "fail"), ok(C), ok(D, "fail")], ""),
+        ([ok(A), ok(B, env=OTHER)], ""),
+        ([ok(A), ok(B, "fail", env=OTHER)], ""),
+        ([ok(A), bad(B)], ""),
+        ([ok(A), ok(B, "fail"), ok(B)], ""),
+        ([ok(A), ok(B, "fail"), ok(A), ok(B, "fail")], ""),
+        ([ok(A), ok(B, "fail"), ok(A)], "B"),
+        ([ok(A), ok(B, "fail"), bad(B)], "A"),
+    ],
+)
+def test_who_does_not_lead_looks_again_once(done, again):
+    assert look_again(cell(done=tuple(done))) == {
+        dict(zip("ABCD", KEYS, strict=False))[k] for k in again
+    }
+
+
+def test_a_second_look_comes_after_those_who_did_not_run_the_cell():
+    state = cell(done=(ok(A), ok(B, "fail")))
+    assert claim_at(state, C, OFFERS, any_fits, NOW) is not None
+    assert claim_at(state, A, OFFERS, any_fits, NOW) == NOW + LOOK_MS
+    assert claim_at(state, A, {A: offer(), B: offer()}, any_fits, NOW) == NOW
+    taken = replace(state, leases={C: NOW + 1})
+    assert claim_at(taken, A, OFFERS, any_fits, NOW) is None
+
+
+def test_a_second_look_gives_way_to_nobody_and_keeps_nobody_away():
+    state = cell(done=(ok(A), ok(B, "fail")), leases={A: NOW + 9}, claimed={A: NOW})
+    assert not should_yield(state, A, NOW)
+    assert live_leases(state, NOW) == []
+    decided = replace(state, done=(*state.done, ok(C)))
+    assert should_yield(decided, A, NOW)
+    assert not should_yield(decided, B, NOW)
+
+
+def test_nobody_looks_again_while_a_commit_may_decide():
+    seal = Sealed(id=digest("commit"), author=C, commitment=digest("secret"))
+    state = cell(done=(ok(A), ok(B, "fail")), sealed=(seal,))
+    assert look_again(state) == frozenset()
+    assert look_again(replace(state, lapsed=frozenset({seal.id}))) == {A, B}
+    own = replace(seal, author=A)
+    opened = (replace(ok(A), opens=own.commitment), ok(B, "fail"))
+    second = replace(own, id=digest("again"), commitment=digest("another secret"))
+    assert look_again(replace(state, done=opened, sealed=(own,))) == {A, B}
+    assert look_again(replace(state, done=opened, sealed=(own, second))) == {B}
 
 
 # --- who stands in the way ----------------------------------------------------------------
