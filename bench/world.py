@@ -15,8 +15,9 @@ import os
 import random
 import sqlite3
 import time
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from ponyswarm import codec
 from ponyswarm.codec import ZERO, decode_frame, sign_entry

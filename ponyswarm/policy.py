@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
 
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from ponyswarm.agreement import Voice
 from ponyswarm.codec import pack
@@ -248,7 +248,7 @@ def _is_accepted(project: bytes, key: bytes, said: Rotate) -> bool:
 
 def cosign_text(record: Project) -> bytes:
     """What a further root signs to agree to a project record."""
-    return _COSIGN_DOMAIN + hashlib.sha256(pack(replace(record, cosigns=()))).digest()
+    return _COSIGN_DOMAIN + hashlib.sha256(pack(structs.replace(record, cosigns=()))).digest()
 
 
 def _agreeing(
@@ -468,7 +468,7 @@ def cross_check(state: ProjectState | None, announce: Announce, time: int) -> Cr
     spec = announce.spec
     wish = CrossCheck() if state is None else state.record_at(time).cross_check
     is_blind = spec.redundancy > 1 and "blind" in (spec.cross_check, wish.mode)
-    return replace(wish, redundancy=spec.redundancy, mode="blind" if is_blind else "open")
+    return structs.replace(wish, redundancy=spec.redundancy, mode="blind" if is_blind else "open")
 
 
 def window_ms(announce: Announce) -> int:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from ponyswarm.codec import decode_payload
 from ponyswarm.ledger.seals import Seal, Seals

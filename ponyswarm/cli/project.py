@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
 import click
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from ponyswarm import keys
 from ponyswarm.cli import json_option, print_json

@@ -17,11 +17,12 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import trio
+from msgspec import structs
 
 from ponyswarm import matrix
 from ponyswarm.errors import InfraError, LocalError, PeerError, PonySwarmError
@@ -428,7 +429,7 @@ class Executor:
         run.step("services")
         async with self._services.provisioned(cell, slot=slot, interpreter=interpreter) as given:
             if run.environment is not None:
-                run.environment = replace(run.environment, services=given.versions)
+                run.environment = structs.replace(run.environment, services=given.versions)
             yield given
 
     async def _resolved(

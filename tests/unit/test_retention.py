@@ -13,6 +13,7 @@ import trio
 from authors import FAR, NOW, Author, announce, cell_ids, result
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ponyswarm import codec
 from ponyswarm.config import Retention, parse, template
@@ -120,7 +121,7 @@ class House:
 
     def job(self, source: bytes, **more: object) -> Entry:
         blob = self.blobs.put(source)
-        payload = replace(announce(**more), source=blob.hash, source_size=blob.size)
+        payload = structs.replace(announce(**more), source=blob.hash, source_size=blob.size)
         entry = self.maintainer.sign(payload, self.project)
         self.take(entry, payload)
         return entry
@@ -128,7 +129,7 @@ class House:
     def run(self, job: Entry, log: bytes, *, failed: int = 0, now: int = NOW) -> Blob:
         blob = self.blobs.put(log)
         cell = cell_ids(job, announce())[0]
-        payload = replace(result(job.id, cell, failed=failed), log=blob)
+        payload = structs.replace(result(job.id, cell, failed=failed), log=blob)
         self.take(Author(2).reopen(os.urandom(8)).sign(payload, self.project), payload, now)
         return blob
 
@@ -195,7 +196,7 @@ def test_the_messages_of_a_list_that_comes_are_searchable_and_go_with_age(house)
     blob = Blob(hash=hashlib.sha256(data).digest(), size=len(data))
     job = house.job(b"source")
     cell = cell_ids(job, announce())[0]
-    payload = replace(result(job.id, cell, failed=1), tests=blob)
+    payload = structs.replace(result(job.id, cell, failed=1), tests=blob)
     house.take(Author(2).sign(payload, house.project), payload)
 
     def found(word: str) -> int:

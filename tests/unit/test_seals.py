@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 from authors import FAR, NOW, Author, announce, cell_ids, digest, result
+from msgspec import structs
 
 from ponyswarm.codec import commitment, decode_payload
 from ponyswarm.ledger.chain import Accept
@@ -130,7 +131,7 @@ class Scene:
         self.project = genesis.id
         self.protocol.follow(self.project, trusted=True, genesis=genesis, now=self.now)
         self.announce = announce(redundancy=redundancy)
-        self.announce = replace(
+        self.announce = structs.replace(
             self.announce, spec=replace(self.announce.spec, cross_check="blind")
         )
         self.job = self.maintainer.sign(self.announce, self.project)

@@ -10,10 +10,10 @@ import hashlib
 import json
 import struct
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import msgpack
+from msgspec.structs import replace
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
