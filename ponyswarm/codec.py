@@ -340,26 +340,21 @@ class Cursor:
         return value
 
     def number(self) -> int:
+        data, at = self.data, self.at
+        value = shift = 0
         try:
-            byte = value = self.data[self.at]
+            while (byte := data[at]) >= 0x80:
+                value |= (byte & 0x7F) << shift
+                at += 1
+                shift += 7
+                if shift > 56:
+                    raise PeerError("bad-sync", "a number above 2^63")
         except IndexError:
             raise PeerError("bad-sync", "cut short") from None
-        self.at += 1
-        if byte < 0x80:
-            return value
-        value &= 0x7F
-        shift = 7
-        while True:
-            byte = self.byte()
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                break
-            shift += 7
-            if shift > 56:
-                raise PeerError("bad-sync", "a number above 2^63")
-        if not byte:
+        self.at = at + 1
+        if shift and not byte:
             raise PeerError("bad-sync", "a number longer than it need be")
-        return value
+        return value | byte << shift
 
 
 def pack_segment(frames: Sequence[bytes]) -> bytes:

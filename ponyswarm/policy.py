@@ -32,6 +32,7 @@ from ponyswarm.messages import (
     Kind,
     Payload,
     Project,
+    Result,
     Revoke,
     Rotate,
     Vouch,
@@ -289,6 +290,8 @@ def refusal(state: ProjectState | None, entry: Entry, payload: Payload | None) -
     if state is None:
         return "unknown-project"
     match payload:
+        case Result():  # The first case, as most entries are.
+            return None
         case Project():
             reachable = payload.threshold <= len(set(payload.roots))
             if not reachable or not state.is_named_root(author):

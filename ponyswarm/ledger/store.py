@@ -102,10 +102,25 @@ class _Feed:
     project: bytes
     ref: FeedRef
     height: int
-    head: bytes
-    head_time: int
+    head: Head | None
     size: int
     forked_at: int | None
+
+    @classmethod
+    def of_row(
+        cls,
+        feed: int,
+        author: int,
+        project: bytes,
+        ref: FeedRef,
+        height: int,
+        head: bytes,
+        time: int,
+        size: int,
+        forked_at: int | None,
+    ) -> _Feed:
+        known = Head(height - 1, head, time)
+        return cls(feed, author, project, ref, height, known, size, forked_at)
 
 
 _ACCEPT = Accept()
@@ -244,8 +259,9 @@ class Store:
             self._db.executemany(
                 "UPDATE feed SET height = ?, head = ?, head_time = ?, bytes = ? WHERE feed = ?",
                 [
-                    (feed.height, feed.head, feed.head_time, feed.size, feed.feed)
+                    (feed.height, head.id, head.time, feed.size, feed.feed)
                     for feed in self._touched.values()
+                    if (head := feed.head) is not None
                 ],
             )
         self._views.flush()
@@ -261,13 +277,18 @@ class Store:
         last = len(entries) - 1
         accepted = -1
         project, ref = entries[0].namespace, entries[0].feed
+        feed = self._feed(project, ref)
         for at, entry in enumerate(entries if cut is None else entries[: cut[0]]):
             auth = Auth.OWN if at == last else Auth.CHAIN
-            judgement = self._judge(entry, project, ref, now, auth)
+            judgement = self._judge(entry, project, feed, now, auth)
             judgements.append(judgement)
             if judgement is _ACCEPT:
                 accepted = at
+                if feed is None:
+                    feed = self._feed(project, ref)
                 continue
+            # A fork that was proved makes another row of the feed.
+            feed = self._feed(project, ref)
             match judgement:
                 case Duplicate() | Completed():
                     pass
@@ -295,13 +316,15 @@ class Store:
         return feed is not None and self._is_disputed(feed, entry.header.seq)
 
     def _append(self, entry: Entry, now: int, auth: Auth) -> Judgement:
-        return self._judge(entry, entry.namespace, entry.feed, now, auth)
+        project = entry.namespace
+        return self._judge(entry, project, self._feed(project, entry.feed), now, auth)
 
-    def _judge(self, entry: Entry, project: bytes, ref: FeedRef, now: int, auth: Auth) -> Judgement:
-        feed = self._feed(project, ref)
+    def _judge(
+        self, entry: Entry, project: bytes, feed: _Feed | None, now: int, auth: Auth
+    ) -> Judgement:
         head = held = None
         if feed is not None:
-            head = Head(feed.height - 1, feed.head, feed.head_time)
+            head = feed.head
             if entry.header.seq < feed.height:
                 held = self._held(feed, entry.header.seq)
         judgement = judge(entry, head, held, now)
@@ -325,7 +348,7 @@ class Store:
             ).fetchone()
             if row is not None:
                 feed, author, *facts = row
-                found = self._feeds[project, ref] = _Feed(feed, author, project, ref, *facts)
+                found = self._feeds[project, ref] = _Feed.of_row(feed, author, project, ref, *facts)
         return found
 
     def _held(self, feed: _Feed, seq: int) -> Entry:
@@ -341,8 +364,10 @@ class Store:
         return decode_kept(row[0])
 
     def _accept(self, entry: Entry, project: bytes, feed: _Feed | None, auth: Auth) -> Judgement:
+        payload = entry.said
         try:
-            payload = decode_payload(entry)
+            if payload is None:
+                payload = decode_payload(entry)
             if isinstance(payload, Announce):
                 cells(payload.spec)
             elif isinstance(payload, Fork):
@@ -407,8 +432,7 @@ class Store:
             )
         )
         feed.height = header.seq + 1
-        feed.head = entry.id
-        feed.head_time = header.time
+        feed.head = Head(header.seq, entry.id, header.time)
         feed.size += PAYLOAD_OFFSET + header.length
         self._touched[feed.feed] = feed
         if isinstance(payload, Result):
@@ -472,7 +496,7 @@ class Store:
         ).lastrowid
         if feed is None:
             raise InfraError("the ledger did not keep a new feed")
-        opened = _Feed(feed, author, project, ref, 0, bytes(32), 0, 0, forked)
+        opened = _Feed(feed, author, project, ref, 0, None, 0, forked)
         self._feeds[project, ref] = opened
         return opened
 
@@ -580,7 +604,7 @@ class Store:
             )
             for feed, author, key, nonce, genesis, *facts in rows.fetchall():
                 ref = FeedRef(key, nonce, bool(genesis))
-                self._mark(frontier, _Feed(feed, author, project, ref, *facts))
+                self._mark(frontier, _Feed.of_row(feed, author, project, ref, *facts))
         return self._frontiers[project]
 
     def whole_frontier(self, project: bytes, since: int) -> Frontier | None:
@@ -609,10 +633,10 @@ class Store:
         return frontier
 
     def _mark(self, frontier: Frontier, feed: _Feed) -> None:
-        if feed.forked_at is None:
-            frontier.set(feed.ref, FeedMark(feed.height, feed.head[:8]))
+        if feed.forked_at is None and feed.head is not None:
+            frontier.set(feed.ref, FeedMark(feed.height, feed.head.id[:8]))
             return
-        stands = min(feed.height, feed.forked_at)
+        stands = feed.height if feed.forked_at is None else min(feed.height, feed.forked_at)
         last = self._db.execute(
             "SELECT id FROM entry WHERE feed = ? AND seq = ?", (feed.feed, stands - 1)
         ).fetchone()
