@@ -4,7 +4,8 @@ An honest author never signs two entries for one place, even after a crash, a re
 backup or a copied disk. The rule is *durable before visible*: sign, commit to the journal
 with ``synchronous = FULL``, update the fence file and fsync it, and only then hand the
 entry to anyone. The fence names the journal file it belongs to (device and inode), the
-machine, and the last position. Where it does not match, nobody can know what was handed
+machine, and the last position; and it is no older than what it says of itself, for a copy
+written over it is a later change. Where it does not match, nobody can know what was handed
 out before, so every feed is closed and the next entry opens a new one under a fresh
 nonce, naming the old head in ``continues``.
 
@@ -31,6 +32,9 @@ from ponyswarm.ledger.chain import FUTURE_MS, MAX_BYTES_PER_FEED
 from ponyswarm.ledger.database import connect, transaction
 from ponyswarm.messages import Entry, Payload
 
+# From the moment that a fence names to its last change, in nanoseconds: it is on the disk by then.
+WRITTEN_WITHIN = 5_000_000_000
+
 # So many entries fit in what others keep of one feed, whatever their sizes.
 MAX_ENTRIES = MAX_BYTES_PER_FEED // MAX_FRAME
 
@@ -55,7 +59,7 @@ CREATE TABLE IF NOT EXISTS feed (
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """What the fence file says: which journal, on which machine, how far."""
+    """What the fence file says: which journal, on which machine, how far, and when it was made."""
 
     machine: str
     device: int
@@ -63,6 +67,7 @@ class Fence:
     anchored: int
     position: int
     id: str
+    written: int
 
 
 def machine_id() -> str:
@@ -278,6 +283,10 @@ class Journal:
             self._anchor.stat().st_ctime_ns,
         ):
             return False
+        # What is put back over a fence in place, journal and all, is told by this alone: the
+        # inodes stay, and a tool that copies only what differs leaves the anchor out.
+        if self._fence.stat().st_ctime_ns > fence.written + WRITTEN_WITHIN:
+            return False
         if fence.position == position:
             return fence.id == last
         if fence.position + 1 != position:
@@ -304,14 +313,17 @@ class Journal:
         position, last = self._last()
         here = self._path.stat()
         anchored = self._anchor.stat().st_ctime_ns
-        fence = Fence(self._machine, here.st_dev, here.st_ino, anchored, position, last)
-        if fence == self._read_fence():
+        place = (self._machine, here.st_dev, here.st_ino, anchored, position, last)
+        told = self._read_fence()
+        if told is not None and told == Fence(*place, told.written):
             return
         try:
             self._fence.parent.mkdir(parents=True, exist_ok=True)
             fresh = self._fence.with_suffix(".new")
             with fresh.open("w", encoding="utf-8") as file:
-                json.dump(asdict(fence), file)
+                os.utime(file.fileno())
+                written = os.fstat(file.fileno()).st_mtime_ns
+                json.dump(asdict(Fence(*place, written)), file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(fresh, self._fence)

@@ -191,6 +191,20 @@ def synchronise(backup: Path, place: Path) -> None:
             os.replace(fresh, target)
 
 
+def synchronise_in_place(backup: Path, place: Path) -> None:
+    """As rsync --inplace does: what differs in size or time is written over."""
+    for source in backup.rglob("*"):
+        target = place / source.relative_to(backup)
+        if source.is_file() and (
+            (was := source.stat()).st_size != (here := target.stat()).st_size
+            or was.st_mtime_ns != here.st_mtime_ns
+        ):
+            with target.open("r+b") as file:
+                file.write(source.read_bytes())
+                file.truncate()
+            shutil.copystat(source, target)
+
+
 def copy_anew(backup: Path, place: Path) -> None:
     """Remove everything and copy the backup there, times, owners and rights as they were."""
     shutil.rmtree(place)
@@ -222,6 +236,34 @@ def test_a_home_put_back_with_its_fence_opens_a_new_feed_each_time(home, tmp_pat
     assert (fresh.header.seq, continues(fresh)) == (0, handed_out[0].id)
     assert set(places([*handed_out, fresh]).values()) == {1}
     assert len({entry.header.nonce for entry in [*handed_out, fresh]}) == 7
+
+
+def test_a_journal_and_fence_put_back_in_place_open_a_new_feed(home, tmp_path, monkeypatch):
+    """Inodes and the anchor stay: what tells is that the fence changed after it was written."""
+    monkeypatch.setattr(journal_module, "WRITTEN_WITHIN", 2_000_000_000)
+    fence, backup = home / "state" / "fence", tmp_path / "backup"
+    journal = open_journal(home, fence)
+    first = say(journal, "in the backup")
+    journal.close()
+    subprocess.run(["cp", "-a", str(home), str(backup)], check=True)
+    journal = open_journal(home, fence)
+    later = say(journal, "after the backup")
+    journal.close()
+    unchanged = (home / "journal.anchor").stat().st_ctime_ns
+    time.sleep(2.2)
+    synchronise_in_place(backup, home)
+    assert (home / "journal.anchor").stat().st_ctime_ns == unchanged
+    facts = json.loads(fence.read_text())
+    assert (facts["inode"], facts["id"]) == ((home / "journal").stat().st_ino, first.id.hex())
+    journal = open_journal(home, fence)
+    assert journal.reopened
+    fresh = say(journal, "again")
+    journal.close()
+    assert (fresh.header.seq, continues(fresh)) == (0, first.id)
+    assert set(places([first, later, fresh]).values()) == {1}
+    journal = open_journal(home, fence)
+    assert not journal.reopened
+    journal.close()
 
 
 def test_a_copy_that_got_its_old_inode_again_opens_a_new_feed(home, tmp_path):
