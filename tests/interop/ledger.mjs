@@ -180,7 +180,7 @@ function comparable(environment) {
   return sha256(pack(form)).toString("hex");
 }
 
-// As many voices as committed before any other of them told: those with most partners first.
+// Who of these voices committed before any other of them told: those with most partners first.
 function blindTogether(voices, pairs) {
   const partners = new Map(
     [...voices].map((v) => [v, [...(pairs.get(v) ?? [])].filter((o) => voices.has(o))]),
@@ -192,16 +192,18 @@ function blindTogether(voices, pairs) {
   const found = [];
   for (const voice of order)
     if (found.every((other) => partners.get(voice).includes(other))) found.push(voice);
-  return found.length;
+  return found;
 }
 
-// Which runs count, and who could not have copied from whom.
-function openCommits(results, commits, voice) {
+// Which runs count and which say nothing, who could not have copied from whom, and which voices
+// nobody need check here, by their record.
+function openCommits(results, commits, voice, odds) {
   const held = new Map();
   for (const commit of commits)
     held.set(commit.key, [...(held.get(commit.key) ?? []), commit]);
   const unopened = new Map([...held].map(([key, list]) => [key, new Set(list)]));
   const kept = [];
+  const empty = [];
   for (const entry of results) {
     const nonce = entry.payload.get("nonce") ?? Buffer.alloc(0);
     const mine = held.get(entry.key) ?? [];
@@ -212,7 +214,10 @@ function openCommits(results, commits, voice) {
       opens = mine.find((commit) => commit.payload.get("commitment").equals(bound)) ?? null;
       if (opens) unopened.get(entry.key).delete(opens);
     }
-    if (opens === null && (mine.length || nonce.length)) continue;
+    if (opens === null && (mine.length || nonce.length)) {
+      empty.push(entry.key);
+      continue;
+    }
     kept.push({ entry, opens });
   }
   const seen = new Map();
@@ -234,10 +239,24 @@ function openCommits(results, commits, voice) {
       [...others].filter((o) => o !== undefined && o !== who && sees.get(o)?.has(who)),
     ]),
   );
-  return { kept: kept.map(({ entry }) => entry), pairs };
+  const spared = new Set(
+    commits
+      .filter((commit) => held.get(commit.key).length === 1 && isSpared(commit, voice, odds))
+      .map((commit) => voice(commit.key)),
+  );
+  return { kept: kept.map(({ entry }) => entry), empty, pairs, spared };
 }
 
-function weigh(outcomes, agreeing, isBlind, pairs) {
+// Whether lot has it that nobody need check the run behind a commit; others' commits draw it.
+function isSpared(commit, voice, odds) {
+  const who = voice(commit.key);
+  const lots = commit.naming.filter((by) => voice(by.key) !== who);
+  const isDrawn = (by) =>
+    sha256("ponyswarm/sample/v1\0", commit.id, by.id).readBigUInt64BE(0) < odds(who) * 2 ** 64;
+  return lots.length > 0 && odds(who) < 1 && !lots.some(isDrawn);
+}
+
+function weigh(outcomes, agreeing, isBlind, pairs, spared) {
   const times = new Map();
   for (const { voices } of outcomes)
     for (const who of voices) times.set(who, (times.get(who) ?? 0) + 1);
@@ -249,24 +268,23 @@ function weigh(outcomes, agreeing, isBlind, pairs) {
   steady.sort((a, b) => b.steady.size - a.steady.size || (a.order < b.order ? -1 : 1));
   const [first, next] = steady;
   const agree = first.steady.size;
-  const blind = blindTogether(first.steady, pairs);
+  const blind = blindTogether(first.steady, pairs).length;
   const support = isBlind ? blind + Math.floor((agree - blind) / 2) : agree;
   const enough = steady.filter((one) => one.voices.size >= Math.max(2, agreeing)).length;
   const isTie = next && next.steady.size === agree;
   let verdict = outcomes.length > 1 ? "disputed" : "unconfirmed";
   if (wavers || enough > 1) verdict = "flaky";
-  if (support >= agreeing && 2 * agree > times.size && !isTie)
-    verdict = first.bad ? "confirmed fail" : "confirmed pass";
-  return { verdict, agree, of: times.size, blind: blind > 1 ? blind : 0 };
+  const stands = support >= agreeing && 2 * agree > times.size && !isTie;
+  const onRecord =
+    !stands && verdict === "unconfirmed" && [...first.voices].some((who) => spared.has(who));
+  if (stands || onRecord) verdict = first.bad ? "confirmed fail" : "confirmed pass";
+  return { verdict, agree, of: times.size, blind: blind > 1 ? blind : 0, on_record: onRecord };
 }
 
-function judgeCell(results, commits, agreeing, isBlind, voice) {
-  const { kept, pairs } = openCommits(results, commits, voice);
-  const completed = kept.filter((entry) => entry.payload.get("state") === "completed");
-  if (!completed.length)
-    return { verdict: kept.length ? "broken" : "pending", agree: 0, of: 0, blind: 0 };
+// The runs that completed: by what they can be compared with, then by outcome.
+function grouped(kept, voice) {
   const groups = new Map();
-  for (const entry of completed) {
+  for (const entry of kept.filter((e) => e.payload.get("state") === "completed")) {
     const counts = entry.payload.get("counts") ?? new Map();
     const bad = (counts.get("failed") ?? 0) + (counts.get("error") ?? 0);
     const total = [...counts.values()].reduce((a, b) => a + b, 0);
@@ -275,13 +293,24 @@ function judgeCell(results, commits, agreeing, isBlind, voice) {
     const order = [entry.payload.get("digest").toString("hex"), number(bad), number(total)].join();
     if (!groups.has(group)) groups.set(group, new Map());
     const outcomes = groups.get(group);
-    if (!outcomes.has(order)) outcomes.set(order, { order, bad, voices: new Set() });
+    if (!outcomes.has(order)) outcomes.set(order, { order, bad, voices: new Set(), runs: [] });
     outcomes.get(order).voices.add(voice(entry.key));
+    outcomes.get(order).runs.push(voice(entry.key));
+  }
+  return groups;
+}
+
+function judgeCell(results, commits, agreeing, isBlind, voice, odds) {
+  const { kept, pairs, spared } = openCommits(results, commits, voice, odds);
+  const groups = grouped(kept, voice);
+  if (!groups.size) {
+    const verdict = kept.length ? "broken" : "pending";
+    return { verdict, agree: 0, of: 0, blind: 0, on_record: false };
   }
   const rank = ["unconfirmed", "confirmed pass", "disputed", "flaky", "confirmed fail"];
   const findings = [...groups]
     .sort(([a], [b]) => (a < b ? -1 : 1))
-    .map(([, outcomes]) => weigh([...outcomes.values()], agreeing, isBlind, pairs));
+    .map(([, outcomes]) => weigh([...outcomes.values()], agreeing, isBlind, pairs, spared));
   findings.sort(
     (a, b) =>
       (b.of >= agreeing) - (a.of >= agreeing) ||
@@ -292,36 +321,94 @@ function judgeCell(results, commits, agreeing, isBlind, voice) {
   return findings[0];
 }
 
-function judge(entries, forked, state) {
+// What everybody said of each cell of a job: commits (4) and results (5) that count.
+function said(job, entries, forked, state) {
   const disputed = (e) => e.seq >= (forked.get(feedOf(e))?.at ?? Infinity);
   const liars = new Set(
     [...forked.values()]
       .filter((fork) => !((state.vouched.get(fork.author) ?? -1) > fork.time))
       .map((fork) => fork.author),
   );
-  const jobs = {};
-  for (const job of entries.filter((e) => e.kind === 2)) {
-    const cells = new Map();
-    for (const entry of entries) {
-      if (![4, 5].includes(entry.kind) || !entry.payload.get("job").equals(job.id)) continue;
-      if (disputed(entry) || liars.has(entry.key) || state.isRevoked(entry.key, entry.time)) continue;
-      const cell = entry.payload.get("cell").toString("hex");
-      if (!cells.has(cell)) cells.set(cell, { 4: [], 5: [] });
-      cells.get(cell)[entry.kind].push(entry);
+  const cells = new Map();
+  const naming = new Map();
+  for (const entry of entries) {
+    if (![4, 5].includes(entry.kind) || !entry.payload.get("job").equals(job.id)) continue;
+    if (disputed(entry) || state.isRevoked(entry.key, entry.time)) continue;
+    for (const id of entry.kind === 4 ? keysOf(entry.payload.get("seen") ?? []) : [])
+      naming.set(id, [...(naming.get(id) ?? []), entry]);
+    if (liars.has(entry.key)) continue;
+    const cell = entry.payload.get("cell").toString("hex");
+    if (!cells.has(cell)) cells.set(cell, { 4: [], 5: [] });
+    cells.get(cell)[entry.kind].push(entry);
+  }
+  for (const { 4: commits } of cells.values())
+    for (const commit of commits) commit.naming = naming.get(commit.name) ?? [];
+  return cells;
+}
+
+function checkOf(job, state) {
+  const spec = job.payload.get("spec");
+  const agreeing = spec.get("redundancy") ?? 2;
+  const wish = state.recordAt(job.time).get("cross_check") ?? new Map();
+  const isBlind = agreeing > 1 && [spec.get("cross_check"), wish.get("mode")].includes("blind");
+  return { agreeing, isBlind };
+}
+
+// --- long records -----------------------------------------------------------------------
+
+const LONG_RECORD = 10;
+const RECORD_JOBS = 200;
+
+// How likely a run of each voice is checked: by its agreed runs in the latest jobs, back to the
+// last one in which a run of it did not stand.
+function records(jobs, cellsOf, state) {
+  const floor = state.records.at(-1).payload.get("cross_check")?.get("floor");
+  const streaks = new Map();
+  const ended = new Set();
+  const latest = jobs
+    .toSorted((a, b) => b.time - a.time || (a.name < b.name ? -1 : 1))
+    .slice(0, RECORD_JOBS);
+  for (const job of floor === undefined ? [] : latest) {
+    const { isBlind } = checkOf(job, state);
+    const agreed = [];
+    for (const { 4: commits, 5: results } of cellsOf.get(job).values()) {
+      const { kept, empty, pairs } = openCommits(results, commits, state.voice, () => 1);
+      for (const key of empty) ended.add(state.voice(key));
+      for (const outcomes of grouped(kept, state.voice).values()) {
+        const ranked = [...outcomes.values()].sort((a, b) => b.voices.size - a.voices.size);
+        const everyone = new Set(ranked.flatMap((one) => one.runs)).size;
+        const [most, ...rest] = ranked;
+        if (everyone === 1 || 2 * most.voices.size <= everyone) continue;
+        for (const one of rest) for (const who of one.runs) ended.add(who);
+        const blind = isBlind ? blindTogether(most.voices, pairs) : [...most.voices];
+        if (blind.length > 1) agreed.push(...most.runs.filter((who) => blind.includes(who)));
+      }
     }
-    const spec = job.payload.get("spec");
-    const agreeing = spec.get("redundancy") ?? 2;
-    const wish = state.recordAt(job.time).get("cross_check") ?? new Map();
-    const isBlind =
-      agreeing > 1 && [spec.get("cross_check"), wish.get("mode")].includes("blind");
-    jobs[job.name] = Object.fromEntries(
-      [...cells].map(([cell, said]) => [
+    for (const who of agreed.filter((one) => !ended.has(one)))
+      streaks.set(who, (streaks.get(who) ?? 0) + 1);
+  }
+  return (who) => {
+    const streak = streaks.get(who) ?? 0;
+    const isLong = who.startsWith("operator ") && streak >= LONG_RECORD;
+    return isLong ? Math.max(floor / 100, 1 / streak) : 1;
+  };
+}
+
+function judge(entries, forked, state) {
+  const jobs = entries.filter((e) => e.kind === 2);
+  const cellsOf = new Map(jobs.map((job) => [job, said(job, entries, forked, state)]));
+  const odds = records(jobs, cellsOf, state);
+  const found = {};
+  for (const job of jobs) {
+    const { agreeing, isBlind } = checkOf(job, state);
+    found[job.name] = Object.fromEntries(
+      [...cellsOf.get(job)].map(([cell, { 4: commits, 5: results }]) => [
         cell,
-        judgeCell(said[5], said[4], agreeing, isBlind, state.voice),
+        judgeCell(results, commits, agreeing, isBlind, state.voice, isBlind ? odds : () => 1),
       ]),
     );
   }
-  return jobs;
+  return found;
 }
 
 // --- all of it --------------------------------------------------------------------------

