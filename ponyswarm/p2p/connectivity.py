@@ -113,4 +113,5 @@ async def _tried(task: Callable[[], Awaitable[None]]) -> None:
     try:
         await task()
     except Exception:
+        # A node without UPnP or multicast DNS is whole, whatever they stumbled over.
         log.exception("a fault of PonySwarm itself; the node goes on")

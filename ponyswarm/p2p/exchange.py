@@ -25,8 +25,9 @@ from ponyswarm.p2p.dialer import Followers
 from ponyswarm.p2p.discovery import is_dialable, range_of
 from ponyswarm.p2p.hardening import TokenBucket
 from ponyswarm.p2p.lookup import Search
-from ponyswarm.p2p.network import Network, Stream
+from ponyswarm.p2p.network import Network
 from ponyswarm.p2p.peers import Answer, Question, Record, Signed
+from ponyswarm.p2p.stream import Stream
 from ponyswarm.p2p.table import PeerTable
 
 log = logging.getLogger("ponyswarm")

@@ -1,6 +1,6 @@
 """The network as the node sees it: keys, topics, streams and events.
 
-This module and `hardening/` hold all libp2p code of the project. Peers are known
+This module, `stream.py` and `hardening/` hold all libp2p code of the project. Peers are known
 by the 32 bytes of their key, addresses are multiaddr strings, and what comes from
 peers is bytes to be judged by the caller: gossip passes the caller's validator
 before it is relayed, and a stream handler gets a `Stream` with caps and deadlines.
@@ -12,21 +12,17 @@ exception; a peer with a bad score is disconnected and refused for a while.
 from __future__ import annotations
 
 import math
-import socket
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
-import psutil
 import trio
 from libp2p.abc import INetConn, INetStream, INetwork
 from libp2p.custom_types import TProtocol
 from libp2p.tools.anyio_service import background_trio_service
 
 from ponyswarm import keys
-from ponyswarm.errors import InfraError, LocalError, PeerError
+from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.keys import SecretKey
 from ponyswarm.p2p import hardening
 from ponyswarm.p2p.choosing import Link
@@ -34,11 +30,12 @@ from ponyswarm.p2p.discovery import (
     Address,
     Circuit,
     DnsAddress,
-    parse_address,
     parse_target,
     range_of,
 )
 from ponyswarm.p2p.hardening import NetworkLimits, RelayLimits, peer_identity, peer_key
+from ponyswarm.p2p.listening import bind, own_addresses
+from ponyswarm.p2p.stream import Stream
 
 __all__ = [
     "Connected",
@@ -49,7 +46,6 @@ __all__ = [
     "NetworkEvent",
     "NetworkLimits",
     "RelayLimits",
-    "Stream",
     "Validator",
     "open_network",
 ]
@@ -91,92 +87,6 @@ NetworkEvent = Connected | Disconnected | Followed | Gossip
 Validator = Callable[[str, bytes, bytes, bytes], bool]
 
 
-class Stream:
-    """One stream to one peer: frames with a length, or raw bytes.
-
-    Every operation has ``timeout`` seconds and ends in `PeerError` otherwise, with
-    the reason ``timeout``, ``stream-closed`` or ``too-long``; after that the stream
-    is of no further use.
-    """
-
-    def __init__(self, stream: INetStream, peer: bytes, timeout: float) -> None:
-        self.peer = peer
-        self.timeout = timeout
-        self._stream = stream
-        self._reader = hardening.NetReader(stream)
-
-    async def send(self, data: bytes) -> None:
-        """Send one frame: its length as four bytes, then ``data``."""
-        await self.send_raw(struct.pack("!I", len(data)) + data)
-
-    async def send_raw(self, data: bytes) -> None:
-        try:
-            with trio.fail_after(self.timeout):
-                await self._stream.write(data)
-        except trio.TooSlowError as fault:
-            raise PeerError("timeout", "the peer does not read") from fault
-        except Exception as fault:
-            raise PeerError("stream-closed") from fault
-
-    async def receive(self, limit: int) -> bytes:
-        """The next frame, which may have ``limit`` bytes."""
-        with self._deadline():
-            (size,) = struct.unpack("!I", await self._reader.exactly(4))
-            if size > limit:
-                raise PeerError("too-long", f"{size} bytes, at most {limit} are taken")
-            return await self._reader.exactly(size)
-
-    async def receive_exactly(self, size: int) -> bytes:
-        with self._deadline():
-            return await self._reader.exactly(size)
-
-    async def receive_some(self, limit: int = 65536) -> bytes:
-        """What is there, at least one byte; none when the peer closed its side."""
-        with self._deadline():
-            return await self._reader.some(limit)
-
-    def _deadline(self) -> _Deadline:
-        return _Deadline(self.timeout)
-
-    async def close(self) -> None:
-        """Say that nothing more comes from us; what was sent still arrives."""
-        with trio.move_on_after(self.timeout):
-            try:
-                await self._stream.close()
-            except Exception:
-                await self.reset()
-
-    async def reset(self) -> None:
-        """End both directions at once; what is under way is lost."""
-        await hardening.reset_quietly(self._stream)
-
-    async def __aenter__(self) -> Stream:
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        await (self.close() if kind is None else self.reset())
-
-
-class _Deadline:
-    """`trio.fail_after` whose failure is the peer's."""
-
-    def __init__(self, seconds: float) -> None:
-        self._scope = trio.move_on_after(seconds)
-
-    def __enter__(self) -> None:
-        self._scope.__enter__()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._scope.__exit__(kind, fault, trace)
-        if self._scope.cancelled_caught:
-            raise PeerError("timeout", "nothing came from the peer")
-
-
 @contextmanager
 def _unreachable(what: str, timeout: float) -> Iterator[None]:
     """A deadline, and `PeerError` ("unreachable") for whatever libp2p may raise."""
@@ -190,6 +100,7 @@ def _unreachable(what: str, timeout: float) -> Iterator[None]:
     except OSError as fault:
         raise PeerError("unreachable", f"{what}: {fault}") from fault
     except Exception as fault:
+        # Noise, multistream and Yamux have no common kind of error.
         raise PeerError(
             "unreachable", f"{what} is not the peer it should be, or hung up: {fault}"
         ) from fault
@@ -338,7 +249,7 @@ class Network:
             with trio.fail_after(timeout):
                 await self._swarm.knock(remote[0], port, peer)
         except Exception:
-            return False
+            return False  # In whatever way the knock failed, the peer does not answer there.
         return True
 
     def knocked(self, peer: bytes) -> float:
@@ -447,6 +358,7 @@ class Network:
                 except trio.TooSlowError:
                     self._referee.refuse("timeout", peer)
                 except Exception:
+                    # A fault in a handler of ours, or of libp2p's below it, ends one stream.
                     self._referee.refuse("handler-error", peer)
                 else:
                     return
@@ -467,6 +379,7 @@ class Network:
         except trio.TooSlowError as fault:
             raise PeerError("timeout", f"no stream for {protocol} in {timeout:g} s") from fault
         except Exception as fault:
+            # Every layer has its own family of errors for a stream that does not open.
             raise PeerError("no-stream", f"the peer does not offer {protocol}") from fault
         return Stream(raw, peer, max(timeout, 5.0))
 
@@ -474,7 +387,7 @@ class Network:
 
     async def _listen(self, sockets: Sequence[trio.SocketListener]) -> None:
         self._swarm.sockets = tuple(sockets)
-        addresses = [text for listener in sockets for text in _own_addresses(listener)]
+        addresses = [text for listener in sockets for text in own_addresses(listener)]
         self.addresses = tuple(f"{text}/p2p/{keys.peer_id(self.peer)}" for text in addresses)
         self._host.announce(addresses)
         if sockets:
@@ -531,7 +444,7 @@ async def open_network(
     """
     hardening.quiet_logging()
     limits = limits or NetworkLimits()
-    sockets = await _bind(listen)
+    sockets = await bind(listen)
     try:
         async with trio.open_nursery() as nursery:
             network = Network(key, limits, validate, refused, nursery)
@@ -561,60 +474,3 @@ async def open_network(
     finally:
         for listener in sockets:
             listener.socket.close()
-
-
-async def _bind(addresses: Sequence[str]) -> list[trio.SocketListener]:
-    """Listening sockets that nobody else shares."""
-    listeners: list[trio.SocketListener] = []
-    try:
-        for text in addresses:
-            address = parse_address(text)
-            listeners.append(await _bind_one(address))
-    except BaseException:
-        for listener in listeners:
-            listener.socket.close()
-        raise
-    return listeners
-
-
-async def _bind_one(address: Address) -> trio.SocketListener:
-    if address.kind not in ("ip4", "ip6"):
-        raise LocalError(f"{address} cannot be listened on: give an /ip4/ or /ip6/ address")
-    six = address.kind == "ip6"
-    sock = trio.socket.socket(
-        trio.socket.AF_INET6 if six else trio.socket.AF_INET, trio.socket.SOCK_STREAM
-    )
-    try:
-        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:
-            # Frees a port whose last connections are in TIME_WAIT; never shares a live one.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if six:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        await sock.bind((address.host, address.port))
-        sock.listen(256)
-    except OSError as fault:
-        sock.close()
-        raise InfraError(
-            f"cannot listen on {address}: {fault.strerror or fault}. Another node or program may "
-            "have the port: stop it, or choose another port (tcp/0 takes a free one)"
-        ) from fault
-    return trio.SocketListener(sock)
-
-
-def _own_addresses(listener: trio.SocketListener) -> list[str]:
-    """The listener's address with its real port; each of the machine's, for a wildcard."""
-    host, port = listener.socket.getsockname()[:2]
-    six = listener.socket.family == socket.AF_INET6
-    kind = "ip6" if six else "ip4"
-    if host not in ("0.0.0.0", "::"):  # noqa: S104
-        return [str(Address(kind, host, port, None))]
-    family = socket.AF_INET6 if six else socket.AF_INET
-    return [
-        str(Address(kind, entry.address, port, None))
-        for entries in psutil.net_if_addrs().values()
-        for entry in entries
-        # A link-local address needs the name of an interface, which nobody else knows.
-        if entry.family == family and "%" not in entry.address
-    ]

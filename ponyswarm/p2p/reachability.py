@@ -21,8 +21,9 @@ from ponyswarm.keys import peer_id
 from ponyswarm.p2p import reach
 from ponyswarm.p2p.discovery import is_loopback, parse_address, range_of
 from ponyswarm.p2p.hardening import TokenBucket
-from ponyswarm.p2p.network import Network, RelayLimits, Stream
+from ponyswarm.p2p.network import Network, RelayLimits
 from ponyswarm.p2p.reach import Answer, Question, Reach, Report
+from ponyswarm.p2p.stream import Stream
 
 log = logging.getLogger("ponyswarm")
 

@@ -68,4 +68,5 @@ def _unmap(gateway: miniupnpc.UPnP, port: int) -> None:
     try:
         gateway.deleteportmapping(port, "TCP")
     except Exception as fault:
+        # As above; the lease ends by itself.
         log.debug("the router keeps the port open until its lease ends: %s", fault)

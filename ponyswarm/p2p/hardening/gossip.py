@@ -71,6 +71,7 @@ class FencedGossip(GossipSub):  # type: ignore[misc]
                 self._periodic_security_cleanup()
                 self._end_back_offs()
             except Exception:
+                # A fault in one heartbeat must not end the host; the next one tries again.
                 self._referee.refuse("heartbeat-error", None)
             await trio.sleep(self.heartbeat_interval)
 
@@ -165,4 +166,5 @@ class FencedGossip(GossipSub):  # type: ignore[misc]
         try:
             await super().on_peer_subscribed(peer_id, topic)
         except Exception:
+            # It runs in a task of libp2p's that would take the host with it.
             self._referee.refuse("graft-error", peer_key(peer_id))

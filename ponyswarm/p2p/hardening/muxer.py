@@ -188,6 +188,7 @@ class FencedYamux(Yamux):  # type: ignore[misc]
         try:
             await super().start()
         except Exception:
+            # Whatever garbage makes of the base class ends one connection.
             self._referee.refuse("muxer-error", peer_key(self.peer_id))
             self.event_started.set()
             await self._hang_up()
@@ -256,6 +257,7 @@ class FencedYamux(Yamux):  # type: ignore[misc]
         try:
             await self.secured_conn.close()
         except Exception:
+            # It is dead: that it cannot be closed, for whatever reason, changes nothing.
             logging.getLogger("libp2p").debug("closing a dead connection failed", exc_info=True)
 
     async def _stale_stream_sweeper(self) -> None:
@@ -276,7 +278,7 @@ class FencedYamux(Yamux):  # type: ignore[misc]
                 try:
                     await stream.reset()
                 except Exception:
-                    return
+                    return  # The connection broke; the read loop sees it and cleans up.
 
 
 class FencedUpgrader(TransportUpgrader):  # type: ignore[misc]

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import trio
+from google.protobuf.message import DecodeError
 from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
@@ -71,6 +72,7 @@ class Puncher:
                 with trio.fail_after(_TALK):
                     stream = await self._host.new_stream(peer_identity(peer), [DCUTR])
             except Exception as fault:
+                # Every layer has its own family of errors for a stream that does not open.
                 raise PeerError("no-stream", "the peer does not punch holes") from fault
             try:
                 with trio.fail_after(_TALK):
@@ -139,9 +141,7 @@ class Puncher:
         message = HolePunch()
         try:
             message.ParseFromString(await reader.varint_frame(_MESSAGE))
-        except PeerError:
-            raise
-        except Exception as fault:
+        except (DecodeError, ValueError) as fault:
             raise PeerError("bad-punch", "not a message of DCUtR") from fault
         if message.type != kind:
             raise PeerError("bad-punch", "not the message that is due")
@@ -152,6 +152,7 @@ class Puncher:
             except LocalError:
                 continue
             except Exception as fault:
+                # Each protocol of a multiaddr is parsed by code with errors of its own.
                 raise PeerError("bad-punch", "not an address") from fault
             if address.kind in ("ip4", "ip6") and is_dialable(str(address), from_=self._own()):
                 found.append(address)
@@ -167,7 +168,8 @@ class Puncher:
             for address in addresses:
                 try:
                     await self._swarm.dial(address.host, address.port, peer)
-                except Exception:  # noqa: S112 -- every layer has errors of its own
+                except Exception:  # noqa: S112
+                    # In whatever way this address fails, the next may do.
                     continue
                 return True
         return False
@@ -182,6 +184,7 @@ class Puncher:
                 try:
                     await self._swarm.meet(address.host, address.port, peer, lead=lead)
                 except Exception:
+                    # Most calls fail, in many ways, before the routers let one through.
                     await trio.sleep(0.1)
                     continue
                 met = True
@@ -199,4 +202,5 @@ class Puncher:
             with trio.fail_after(1):
                 await stream.close()
         except Exception:
+            # A stream that cannot be closed in good order, for whatever reason, is reset.
             await reset_quietly(stream)

@@ -93,4 +93,5 @@ async def reset_quietly(stream: INetStream) -> None:
         try:
             await stream.reset()
         except Exception:
+            # It may be closed, half closed or broken, and each layer says so in its own way.
             logging.getLogger("libp2p").debug("resetting a stream failed", exc_info=True)
