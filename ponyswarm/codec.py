@@ -31,6 +31,7 @@ from ponyswarm.messages import (
     Entry,
     Environment,
     Ephemeral,
+    Fork,
     Header,
     Kind,
     Later,
@@ -468,6 +469,18 @@ def decode_signed_header(raw: bytes, signature: bytes) -> SignedHeader:
     if len(raw) != HEADER_SIZE or not verify(header.author, signed_text(id_), signature):
         raise PeerError("bad-fork", "a header's signature does not hold")
     return SignedHeader(header, id_, raw, signature)
+
+
+def fork_evidence(fork: Fork, entry: Entry) -> tuple[SignedHeader, SignedHeader]:
+    """The two halves of a `fork` entry; `PeerError` ("bad-fork") unless they prove one."""
+    first = decode_signed_header(fork.first, fork.first_signature)
+    second = decode_signed_header(fork.second, fork.second_signature)
+    places = {(h.author, h.project, h.nonce, h.seq) for h in (first.header, second.header)}
+    if len(places) != 1 or first.id == second.id:
+        raise PeerError("bad-fork", "the two headers are not two histories of one place")
+    if first.header.project != entry.header.project:
+        raise PeerError("bad-fork", "it is about another project")
+    return first, second
 
 
 # --- ids and digests that are not of entries ---------------------------------------------

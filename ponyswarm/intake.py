@@ -44,7 +44,7 @@ from ponyswarm.messages import (
 )
 from ponyswarm.p2p.effects import Effect
 from ponyswarm.p2p.protocol import Protocol, topic_project
-from ponyswarm.policy import Directing, refusal
+from ponyswarm.policy import Directing, checked_payload, refusal
 
 log = logging.getLogger("ponyswarm")
 
@@ -56,7 +56,9 @@ FORKS_EVERY = 60.0
 
 
 class Intake:
-    """``refuse`` is told of (reason, peer), ``perform`` does what follows from a segment."""
+    """``refuse`` is told of (reason, peer), ``perform`` does what follows from a segment, ``clock``
+    gives milliseconds since 1970.
+    """
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class Intake:
         keeping: Keeping,
         refuse: Callable[[str, bytes | None], None],
         perform: Callable[[Iterable[Effect]], Awaitable[None]],
+        clock: Callable[[], int],
     ) -> None:
         self.heard: OrderedDict[bytes, Project] = OrderedDict()
         self._store = store
@@ -75,13 +78,19 @@ class Intake:
         self._keeping = keeping
         self._refuse = refuse
         self._perform = perform
+        self._clock = clock
         self._decoded: OrderedDict[bytes, Entry | Ephemeral] = OrderedDict()
         self._forks_due = trio.current_time()
 
     # --- gossip -------------------------------------------------------------------------
 
     def validate(self, topic: str, origin: bytes, forwarder: bytes, data: bytes) -> bool:
-        """Whether a gossip message may be taken and relayed; runs for each one, first."""
+        """Whether a gossip message may be taken and relayed; runs for each one, first.
+
+        Everything is held against its forwarder here that a message alone shows to be wrong,
+        as whoever passes it on should have seen it; and nothing later, where a ledger judges
+        which its forwarder need not have.
+        """
         try:
             message = decode_gossip(data)
             self._check_gossiped(message, topic_project(topic))
@@ -93,6 +102,12 @@ class Intake:
         while len(self._decoded) > MAX_DECODED:
             self._decoded.popitem(last=False)
         return True
+
+    def is_named(self, topic: str, author: bytes) -> bool:
+        """Whether a topic's project names this author, or vouches for it."""
+        project = topic_project(topic)
+        state = None if project is None else self._store.state(project)
+        return state is not None and state.knows(author, self._clock())
 
     def decoded(self, data: bytes) -> Entry | Ephemeral | None:
         """The message that `validate` made of these bytes, once."""
@@ -112,7 +127,7 @@ class Intake:
                 raise PeerError("unknown-project")
         else:
             return
-        reason = refusal(state, message, decode_payload(message))
+        reason = refusal(state, message, checked_payload(message))
         if reason is not None:
             raise PeerError(reason)
 
@@ -128,9 +143,10 @@ class Intake:
     # --- into the ledger ----------------------------------------------------------------
 
     def admit(self, entry: Entry, peer: bytes, now: int) -> list[Effect]:
-        """Append an entry of a peer, and say what follows from it."""
+        """Append an entry that a peer gossiped, and say what follows from it."""
         self._look_for_own([entry])
-        return self._judged([entry], [self._store.append(entry, now)], peer, now)[1]
+        judged = [self._store.append(entry, now)]
+        return self._judged([entry], judged, peer, now, blamed=None)[1]
 
     async def take(
         self, project: bytes, segments: Sequence[Sequence[Entry]], peer: bytes, now: int
@@ -146,7 +162,7 @@ class Intake:
         for segment, judged in zip(
             segments, self._store.append_segments(segments, now), strict=True
         ):
-            fresh, effects = self._judged(segment, judged, peer, now)
+            fresh, effects = self._judged(segment, judged, peer, now, blamed=peer)
             new += fresh
             await self._perform(effects)
         return new
@@ -171,7 +187,13 @@ class Intake:
                 )
 
     def _judged(
-        self, entries: Sequence[Entry], judgements: Sequence[Judgement], peer: bytes, now: int
+        self,
+        entries: Sequence[Entry],
+        judgements: Sequence[Judgement],
+        peer: bytes,
+        now: int,
+        *,
+        blamed: bytes | None,
     ) -> tuple[int, list[Effect]]:
         effects: list[Effect] = []
         new = 0
@@ -185,7 +207,7 @@ class Intake:
                 case Forked(seq):
                     effects += self._forked(entry, seq, now)
                 case Refused(reason):
-                    self._refuse(reason, peer)
+                    self._refuse(reason, blamed)
                 case Duplicate() | Early():
                     pass
         return new, effects

@@ -135,6 +135,7 @@ class Node:
             keeping=self._keeping,
             refuse=self.refusals.refuse,
             perform=self.perform,
+            clock=now_ms,
         )
         self.pulls = Pulls(
             journal,
@@ -530,7 +531,11 @@ async def open_node(
             seals=seals,
         )
         async with open_network(
-            key, listen=listen, validate=node.intake.validate, refused=node.refusals.count
+            key,
+            listen=listen,
+            validate=node.intake.validate,
+            refused=node.refusals.count,
+            named=node.intake.is_named,
         ) as network:
             await node.start(network)
             try:

@@ -21,14 +21,16 @@ from types import MappingProxyType
 from msgspec import UNSET, structs
 
 from ponyswarm.agreement import Voice
-from ponyswarm.codec import pack
+from ponyswarm.codec import decode_payload, fork_evidence, pack
 from ponyswarm.errors import LocalError
 from ponyswarm.keys import SecretKey, parse_peer_id, verify
+from ponyswarm.matrix import cells
 from ponyswarm.messages import (
     Announce,
     Approve,
     CrossCheck,
     Entry,
+    Fork,
     Kind,
     Payload,
     Project,
@@ -113,6 +115,13 @@ class ProjectState:
         record = self.record_at(time)
         seat = _seat(key, (*record.announcers, *record.roots), self.before)
         return seat is not None and not self.is_revoked(key, time)
+
+    def knows(self, key: bytes, time: int) -> bool:
+        """Whether the record in force names this key, or a maintainer vouched for it."""
+        if self.is_revoked(key, time):
+            return False
+        vouched = any(one in self.operators for one in _line(key, self.before))
+        return vouched or self.may_announce(key, time)
 
     def ever(self) -> Iterator[Project]:
         """The genesis record, and every one that enough roots of one of these agreed to.
@@ -271,6 +280,19 @@ def _agreeing(
 def agreeing_roots(record: Project, author: bytes, roots: Collection[bytes]) -> int:
     """How many of ``roots`` stand behind a record: its author, and each valid cosigner."""
     return len(_agreeing(record, [author], Project(name="-", roots=tuple(roots))))
+
+
+def checked_payload(entry: Entry) -> Payload | None:
+    """What an entry says, if nothing in itself rules it out, whatever else is known.
+
+    Raises `PeerError` ("bad-payload", "bad-matrix", "bad-fork").
+    """
+    payload = decode_payload(entry)
+    if isinstance(payload, Announce):
+        cells(payload.spec)
+    elif isinstance(payload, Fork):
+        fork_evidence(payload, entry)
+    return payload
 
 
 def refusal(state: ProjectState | None, entry: Entry, payload: Payload | None) -> str | None:

@@ -25,7 +25,7 @@ from ponyswarm.codec import (
     decode_frame,
     decode_kept,
     decode_payload,
-    decode_signed_header,
+    fork_evidence,
     is_authentic,
     unpack_header,
 )
@@ -55,7 +55,6 @@ from ponyswarm.ledger.database import (
 from ponyswarm.ledger.notes import Notes
 from ponyswarm.ledger.payloads import Payloads
 from ponyswarm.ledger.views import Views
-from ponyswarm.matrix import cells
 from ponyswarm.messages import (
     Announce,
     Approve,
@@ -73,7 +72,7 @@ from ponyswarm.messages import (
     Vouch,
     Withdraw,
 )
-from ponyswarm.policy import ProjectState, advance, fold, refusal
+from ponyswarm.policy import ProjectState, advance, checked_payload, fold, refusal
 
 # Feeds one author may open in one project. A fresh nonce is meant for accidents, but a home
 # that is seldom online opens one after each start that no peer could confirm: a limit that
@@ -364,14 +363,8 @@ class Store:
         return decode_kept(row[0])
 
     def _accept(self, entry: Entry, project: bytes, feed: _Feed | None, auth: Auth) -> Judgement:
-        payload = entry.said
         try:
-            if payload is None:
-                payload = decode_payload(entry)
-            if isinstance(payload, Announce):
-                cells(payload.spec)
-            elif isinstance(payload, Fork):
-                _evidence(payload, entry)
+            payload = checked_payload(entry)
         except PeerError as fault:
             return Refused(fault.reason)
         state = self._state(project)
@@ -459,7 +452,7 @@ class Store:
                 else:
                     self._views.end_job(state, entry, payload, disputed=disputed)
             case Fork():
-                first, second = _evidence(payload, entry)
+                first, second = fork_evidence(payload, entry)
                 self._keep_evidence(project, first, second)
                 place = first.header
                 self._db.execute(
@@ -893,15 +886,3 @@ def forked_mark(last: bytes) -> bytes:
 
 def _half(entry: Entry) -> SignedHeader:
     return SignedHeader(entry.header, entry.id, entry.frame[:160], entry.signature)
-
-
-def _evidence(fork: Fork, entry: Entry) -> tuple[SignedHeader, SignedHeader]:
-    """The two halves of a `fork` entry; `PeerError` ("bad-fork") unless they prove one."""
-    first = decode_signed_header(fork.first, fork.first_signature)
-    second = decode_signed_header(fork.second, fork.second_signature)
-    places = {(h.author, h.project, h.nonce, h.seq) for h in (first.header, second.header)}
-    if len(places) != 1 or first.id == second.id:
-        raise PeerError("bad-fork", "the two headers are not two histories of one place")
-    if first.header.project != entry.header.project:
-        raise PeerError("bad-fork", "it is about another project")
-    return first, second

@@ -42,6 +42,7 @@ __all__ = [
     "Disconnected",
     "Followed",
     "Gossip",
+    "Named",
     "Network",
     "NetworkEvent",
     "NetworkLimits",
@@ -86,6 +87,9 @@ NetworkEvent = Connected | Disconnected | Followed | Gossip
 # (topic, origin, forwarder, data); synchronous and quick. False: refused, not relayed.
 Validator = Callable[[str, bytes, bytes, bytes], bool]
 
+# (topic, author): whether it is none of the topic's strangers, who share one quota.
+Named = Callable[[str, bytes], bool]
+
 
 @contextmanager
 def _unreachable(what: str, timeout: float) -> Iterator[None]:
@@ -118,6 +122,7 @@ class Network:
         limits: NetworkLimits,
         validate: Validator,
         refused: Callable[[str, bytes | None], None],
+        named: Named,
         nursery: trio.Nursery,
     ) -> None:
         self.peer: bytes = key.public
@@ -141,6 +146,8 @@ class Network:
             followed=lambda topic, peer: self._tell(Followed(topic, peer), peer),
             limits=limits,
             referee=self._referee,
+            quotas=hardening.Quotas(limits, lambda t, a: a == self.peer or named(t, a)),
+            nursery=nursery,
         )
         self.relay = hardening.Relay(self._host, self._referee)
         self._carried = hardening.Carried(self._host, self._swarm, self._referee)
@@ -434,12 +441,14 @@ async def open_network(
     listen: Sequence[str],
     validate: Validator,
     refused: Callable[[str, bytes | None], None],
+    named: Named = lambda topic, author: False,
     limits: NetworkLimits | None = None,
 ) -> AsyncIterator[Network]:
     """Open the network and close it, in less than two seconds, on leaving.
 
     ``listen`` may be empty: such a node only dials. ``refused`` gets a short reason
-    and the peer, if it is known, for whatever was refused. Raises `InfraError` when
+    and the peer, if it is known, for whatever was refused; ``named`` is asked for each
+    gossip message. Raises `InfraError` when
     an address cannot be listened on, `LocalError` when it makes no sense.
     """
     hardening.quiet_logging()
@@ -447,7 +456,7 @@ async def open_network(
     sockets = await bind(listen)
     try:
         async with trio.open_nursery() as nursery:
-            network = Network(key, limits, validate, refused, nursery)
+            network = Network(key, limits, validate, refused, named, nursery)
             try:
                 async with (
                     network._host.run([]),

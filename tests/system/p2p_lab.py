@@ -56,7 +56,14 @@ class Node:
 
 @asynccontextmanager
 async def node(
-    key=None, *, topics=(TOPIC,), listen=(LOCAL,), validate=accept, limits=None, collect=True
+    key=None,
+    *,
+    topics=(TOPIC,),
+    listen=(LOCAL,),
+    validate=accept,
+    named=lambda topic, author: False,
+    limits=None,
+    collect=True,
 ):
     refused = Counter()
 
@@ -75,6 +82,7 @@ async def node(
         listen=listen,
         validate=validate,
         refused=count,
+        named=named,
         limits=limits or NetworkLimits(),
     ) as network:
         network.serve("/echo/1", echo, concurrent_per_peer=4, timeout=10)

@@ -72,7 +72,7 @@ REFUSED_AS = {
     "overlong_frames": "too-long",
     "big_message": "too-long",
     "stream_flood": "too-many-streams",
-    "message_flood": "flood",
+    "message_flood": "author-quota",
     "subscription_flood": "bad-topic",
     "garbage_tcp": "handshake",
 }
@@ -250,6 +250,16 @@ def test_one_neighbourhood_has_a_share_and_gives_it_back():
     for one in callers[:5]:
         door.leave(one)
     assert door.enter(callers[9])
+
+
+def test_callers_of_one_neighbourhood_wait_for_their_handshakes():
+    limits = NetworkLimits(call_rate=2, call_burst=3, call_wait=1)
+    door = hardening.Doorkeeper(limits)
+    turns = [door.turn(f"20.1.2.{n}", 0) for n in range(6)]
+    assert turns == [0, 0, 0, 0.5, 1, None]
+    assert door.turn("20.1.3.1", 0) == 0, "others are let in at once"
+    assert door.turn("20.1.2.7", 1) == 0.5, "who was turned away has taken no turn"
+    assert [door.turn(f"20.{n}.1.1", 1) for n in range(2, 40)].count(None) > 20, "all have one sum"
 
 
 @pytest.mark.slow
@@ -487,7 +497,7 @@ def test_a_hung_peer_is_noticed():
 
 
 def test_a_flood_is_charged_to_its_sender_and_ends_in_a_ban():
-    limits = NetworkLimits(message_rate=10, message_burst=50)
+    limits = NetworkLimits(author_rate=10, author_burst=50)
 
     async def body():
         async with node(limits=limits) as victim, attacker_of(victim.address) as attacker:
@@ -504,6 +514,56 @@ def test_a_flood_is_charged_to_its_sender_and_ends_in_a_ban():
             await assert_serves(victim)
 
     run(body)
+
+
+def test_who_relays_the_floods_of_many_is_heard_as_before():
+    """Strangers flood a relay, each key within its share; behind it are two more honest hops."""
+    maintainer = SecretKey.generate()
+    limits = NetworkLimits(
+        message_rate=60,
+        message_burst=60,
+        author_rate=10,
+        author_burst=60,
+        strangers_rate=30,
+        strangers_burst=60,
+    )
+
+    def hop():
+        return node(limits=limits, named=lambda topic, author: author == maintainer.public)
+
+    async def flood(address):
+        async with attacker_of(address) as attacker:
+            stream = None
+            for start in range(1, 501, 5):
+                messages = [attacker.message(b"flood", number=n) for n in range(start, start + 5)]
+                try:
+                    stream = await attacker.rpc(rpc_pb2.RPC(publish=messages), stream)
+                except Exception:
+                    return  # Shut out, as it brings its own flood.
+
+    async def body():
+        async with (
+            node(maintainer, limits=limits) as relay,
+            hop() as next_,
+            hop() as last,
+        ):
+            await meet(next_, relay)
+            await meet(last, next_)
+            await trio.sleep(1)
+            async with trio.open_nursery() as nursery:
+                for _ in range(6):
+                    nursery.start_soon(flood, relay.address)
+            await until(lambda: relay.refused["strangers-quota"], what="the flood's end")
+            assert next_.got.count(b"flood") > 60, "the relay passed on what was within its quota"
+            assert not relay.refused["bad-signature"]
+            for teller, hearer in ((relay, next_), (next_, last)):
+                assert not hearer.network.is_banned(teller.network.peer)
+                assert teller.network.peer in hearer.network.peers()
+            for number in range(3):
+                await relay.network.publish(TOPIC, b"honest %d" % number)
+            await until(lambda: {b"honest 0", b"honest 1", b"honest 2"} <= {*last.got})
+
+    run(body, 60)
 
 
 async def _dial_quietly(host, address):
@@ -523,6 +583,33 @@ async def _heartbeat_output(router):
     router.emit_control_message = note
     await router._emit_control_msgs({"p1": ["one"], "p2": ["two"]}, {}, {})
     return dict(sent)
+
+
+async def _tasks_started(pubsub, count):
+    """How many tasks a peer starts that follows so many topics which we don't."""
+    peer = ID.from_pubkey(create_new_key_pair().public_key)
+    before = trio.lowlevel.current_statistics().tasks_living
+    for number in range(count):
+        option = rpc_pb2.RPC.SubOpts(subscribe=True, topicid=f"strange {number}")
+        pubsub.handle_subscription(peer, option)
+    assert peer in pubsub.peer_topics["strange 0"]
+    return trio.lowlevel.current_statistics().tasks_living - before
+
+
+def test_subscriptions_to_strange_topics_start_no_tasks():
+    async def body():
+        host = bare_host()
+        pubsub, router = bare_gossip(host)
+        async with running(host, pubsub, router):
+            await pubsub.wait_until_ready()
+            assert await _tasks_started(pubsub, 20) == 60
+        async with node() as ours:
+            assert await _tasks_started(ours.network._pubsub, 20) == 0
+            assert await _tasks_started(ours.network._pubsub, 3000) == 0
+            kept = ours.network._pubsub.peer_topics
+            assert len(kept) <= NetworkLimits().topics_per_peer + 20
+
+    run(body)
 
 
 def test_grafts_go_to_their_own_peer():

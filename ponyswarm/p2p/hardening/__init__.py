@@ -23,6 +23,7 @@ from ponyswarm.p2p.hardening.limits import Doorkeeper, NetworkLimits, StreamQuot
 from ponyswarm.p2p.hardening.muxer import FencedUpgrader
 from ponyswarm.p2p.hardening.pubsub import DropStale, FencedPubsub
 from ponyswarm.p2p.hardening.punch import Puncher
+from ponyswarm.p2p.hardening.quotas import Quotas
 from ponyswarm.p2p.hardening.referee import Referee
 from ponyswarm.p2p.hardening.relay import Carried, Relay, RelayLimits
 from ponyswarm.p2p.hardening.streams import NetReader, reset_quietly
@@ -42,6 +43,7 @@ __all__ = [
     "NetworkLimits",
     "Notifee",
     "Puncher",
+    "Quotas",
     "Referee",
     "Relay",
     "RelayLimits",

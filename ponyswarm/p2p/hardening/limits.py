@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import OrderedDict, defaultdict
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,9 @@ class NetworkLimits:
     inbound: int = 250  # live inbound connections, handshakes included
     inbound_per_address: int = 12  # of those, from one IP address (loopback is exempt)
     inbound_per_range: int = 48  # of those, from one /24 of IPv4 or /48 of IPv6 (likewise)
+    call_rate: float = 10.0  # new ones a second, from one such range; more wait, or are refused
+    call_burst: float = 30.0  # (three times that and the rate from everywhere)
+    call_wait: float = 2.0
     connections: int = 300  # in both directions
     connections_per_peer: int = 3
     handshake_timeout: float = 5.0
@@ -28,8 +31,14 @@ class NetworkLimits:
     liveness_timeout: float = 10.0
     message: int = 16 * 1024  # bytes of one gossip message
     rpc: int = 256 * 1024  # bytes of one pubsub frame
-    message_rate: float = 100.0  # gossip messages a second, a forwarder
-    message_burst: float = 500.0
+    message_rate: float = 200.0  # gossip messages a second, a forwarder; more wait
+    message_burst: float = 200.0
+    author_rate: float = 50.0  # of those, by one author in one topic
+    author_burst: float = 300.0
+    strangers_rate: float = 60.0  # by all whom its project does not name; twice that in all topics
+    strangers_burst: float = 600.0
+    share_rate: float = 5.0  # what of the strangers' a forwarder brings and is none that floods
+    share_burst: float = 100.0
     topic_length: int = 200
     topics_per_peer: int = 2000
     gossip_queue: int = 1024  # outbound frames waiting for one peer
@@ -42,28 +51,53 @@ class NetworkLimits:
 class TokenBucket:
     """``rate`` tokens a second, at most ``burst`` at once."""
 
-    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+    __slots__ = ("_at", "_rate", "_tokens", "burst")
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate, self._burst, self._tokens, self._at = rate, burst, burst, now
+        self._rate, self.burst, self._tokens, self._at = rate, burst, burst, now
+
+    def level(self, now: float) -> float:
+        """How many there are."""
+        self._tokens = min(self.burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        return self._tokens
 
     def take(self, cost: float, now: float) -> bool:
         """Whether there were enough, which are then gone."""
-        self._fill(now)
-        if self._tokens < cost:
+        if self.level(now) < cost:
             return False
         self._tokens -= cost
         return True
 
+    def lack(self, cost: float, now: float) -> float:
+        """In how many seconds there will be enough."""
+        return max(0.0, (cost - self.level(now)) / self._rate)
+
     def queue(self, cost: float, now: float) -> float:
         """Take them in any case; how many seconds to wait until they are there."""
-        self._fill(now)
+        pause = self.lack(cost, now)
         self._tokens -= cost
-        return max(0.0, -self._tokens / self._rate)
+        return pause
 
-    def _fill(self, now: float) -> None:
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now
+
+class Buckets:
+    """A bucket for each of many; who was not seen for longest is forgotten, and begins anew."""
+
+    _KEPT = 4096
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._buckets: OrderedDict[Hashable, TokenBucket] = OrderedDict()
+
+    def of(self, key: Hashable, now: float) -> TokenBucket:
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, now)
+            if len(self._buckets) > self._KEPT:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(key)
+        return bucket
 
 
 class Doorkeeper:
@@ -72,12 +106,15 @@ class Doorkeeper:
     libp2p takes an inbound slot for each connection and gives it back only when
     the host stops, so after 250 inbound connections, however short, nobody else
     gets in. Its default resource manager adds a cap of 256 and a circuit breaker
-    that a stranger can trip for everybody. Both are replaced by this. Seen with
-    0.8.1.
+    that a stranger can trip for everybody. Both are replaced by this. And a handshake
+    costs some milliseconds of CPU, so that a stranger who calls and hangs up all the
+    time fills a core: those of one neighbourhood wait for their turn. Seen with 0.8.1.
     """
 
     def __init__(self, limits: NetworkLimits) -> None:
         self._limits = limits
+        self._calls = Buckets(limits.call_rate, limits.call_burst)
+        self._all_calls = Buckets(3 * limits.call_rate, 3 * limits.call_burst)
         self._addresses: dict[str, int] = defaultdict(int)
         self._ranges: dict[str, int] = defaultdict(int)
         self.inside = 0
@@ -97,6 +134,13 @@ class Doorkeeper:
         self._addresses[address] += 1
         self._ranges[range_] += 1
         return True
+
+    def turn(self, address: str, now: float) -> float | None:
+        """How many seconds a caller is to wait for its handshake; None if it would be too long."""
+        buckets = (self._calls.of(_range(address), now), self._all_calls.of(None, now))
+        if any(bucket.lack(1, now) > self._limits.call_wait for bucket in buckets):
+            return None
+        return max(bucket.queue(1, now) for bucket in buckets)
 
     def leave(self, address: str) -> None:
         range_ = _range(address)

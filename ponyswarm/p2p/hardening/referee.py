@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import trio
 
-from ponyswarm.p2p.hardening.limits import NetworkLimits, TokenBucket
+from ponyswarm.p2p.hardening.limits import Buckets, NetworkLimits
 
 
 class Referee:
@@ -30,7 +30,7 @@ class Referee:
         self._on_ban = banned
         self._scores: dict[bytes, tuple[float, float]] = {}
         self._banned: dict[bytes, float] = {}
-        self._buckets: dict[bytes, TokenBucket] = {}
+        self._paces = Buckets(limits.message_rate, limits.message_burst)
 
     def refuse(self, reason: str, peer: bytes | None, points: float = 0.0) -> None:
         try:
@@ -63,16 +63,14 @@ class Referee:
         del self._banned[peer]
         return False
 
-    def allow(self, peer: bytes, cost: float) -> bool:
-        """Take ``cost`` gossip messages from the peer's token bucket."""
+    async def pace(self, peer: bytes, cost: float) -> None:
+        """Take ``cost`` gossip messages from the peer's token bucket; wait until they are there.
+
+        Who waits reads nothing more of this peer, so that the peer comes to wait, too. It
+        outlives the peer's connection: a reconnect brings no new tokens.
+        """
         now = trio.current_time()
-        bucket = self._buckets.get(peer)
-        if bucket is None:
-            if len(self._buckets) >= self._KEPT:
-                self._buckets.pop(next(iter(self._buckets)))
-            bucket = TokenBucket(self._limits.message_rate, self._limits.message_burst, now)
-            self._buckets[peer] = bucket
-        return bucket.take(cost, now)
+        await trio.sleep(self._paces.of(peer, now).queue(cost, now))
 
     def _forget_some(self) -> None:
         while len(self._scores) > self._KEPT:

@@ -21,6 +21,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import trio
+from google.protobuf.message import DecodeError
 from libp2p.abc import INetStream
 from libp2p.connection_types import ConnectionType
 from libp2p.custom_types import TProtocol
@@ -90,7 +91,7 @@ async def _send(stream: INetStream, message: HopMessage | StopMessage) -> None:
 def _parsed(data: bytes, message: HopMessage | StopMessage) -> None:
     try:
         message.ParseFromString(data)
-    except Exception as fault:
+    except (DecodeError, ValueError) as fault:
         raise PeerError("bad-relay", "not a relay message") from fault
 
 
@@ -141,6 +142,7 @@ class Relay:
         except trio.TooSlowError:
             self._referee.refuse("timeout", peer, 1.0)
         except Exception:
+            # libp2p's streams fail in many ways; none may leave a handler.
             self._referee.refuse("relay-error", peer)
         finally:
             await reset_quietly(stream)
@@ -227,6 +229,7 @@ class Relay:
                     answer = StopMessage()
                     _parsed(await far_reader.varint_frame(_MESSAGE), answer)
             except Exception:
+                # In whatever way the far peer cannot be reached, the near one is told.
                 await self._end(stream, Status.CONNECTION_FAILED)
                 return
             if answer.status != Status.OK:
@@ -320,6 +323,7 @@ class Carried:
         try:
             stream = await self._host.new_stream(peer_identity(relay), [HOP])
         except Exception as fault:
+            # Every layer has its own family of errors for a stream that does not open.
             raise PeerError("no-relay", "the peer is no relay") from fault
         reader = NetReader(stream)
         try:
@@ -359,8 +363,7 @@ class Carried:
     async def _take(self, stream: INetStream, reader: NetReader, relay: bytes) -> None:
         # All that comes through one relay shares the places of one address.
         entrance = f"relay {relay.hex()}"
-        if not self._swarm.door.enter(entrance):
-            self._referee.refuse("too-many-connections", relay)
+        if not await self._swarm.welcome(entrance, relay):
             return
         try:
             raw = RawConnection(CircuitStream(stream, reader), False, ConnectionType.RELAYED)
@@ -368,6 +371,7 @@ class Carried:
             muxed.relay = relay
             await muxed.event_closed.wait()
         except Exception:
+            # What a stranger makes of a handshake must not leave the handler.
             self._referee.refuse("handshake", relay)
         finally:
             self._swarm.door.leave(entrance)

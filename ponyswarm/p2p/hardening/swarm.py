@@ -106,6 +106,7 @@ class FencedSwarm(Swarm):  # type: ignore[misc]
             try:
                 await stream_handler(stream)
             except Exception:
+                # An exception of any kind that left a handler would end the host.
                 self._referee.refuse("stream-error", peer)
                 await reset_quietly(stream)
 
@@ -119,8 +120,7 @@ class FencedSwarm(Swarm):  # type: ignore[misc]
             await trio.aclose_forcefully(stream)
             return
         address = tcp.get_remote_address()[0]
-        if not self.door.enter(address):
-            self._referee.refuse("too-many-connections", None)
+        if not await self.welcome(address, None):
             await trio.aclose_forcefully(stream)
             return
         try:
@@ -129,12 +129,26 @@ class FencedSwarm(Swarm):  # type: ignore[misc]
                 muxed = await self.upgrade_inbound_raw_conn(raw, None)
             await muxed.event_closed.wait()
         except Exception as fault:
-            # Who proves its key and hangs up then calls us back, as `p2p.reach` asks.
+            # A stranger's bytes fail in each layer's own way; who proves its key and hangs up
+            # then calls us back, as `p2p.reach` asks.
             if not isinstance(fault.__cause__, MuxerUpgradeFailure):
                 self._referee.refuse("handshake", None)
         finally:
             self.door.leave(address)
             await trio.aclose_forcefully(stream)
+
+    async def welcome(self, address: str, relay: bytes | None) -> bool:
+        """Whether a caller may begin its handshake, when its turn has come; it is to leave then."""
+        pause = self.door.turn(address, trio.current_time())
+        if pause is None or not self.door.enter(address):
+            self._referee.refuse("too-many-connections", relay)
+            return False
+        try:
+            await trio.sleep(pause)
+        except BaseException:
+            self.door.leave(address)
+            raise
+        return True
 
     async def dial(self, host: str, port: int, key: bytes) -> None:
         """Connect to one address; the caller sets the deadline. Raises `OSError` or others."""
@@ -328,6 +342,7 @@ async def close_quietly(conn: INetConn, timeout: float) -> None:
         try:
             await conn.close()
         except Exception:
+            # Whatever it raises, the connection is of no further use.
             logging.getLogger("libp2p").debug("closing a connection failed", exc_info=True)
     if scope.cancelled_caught:
         with trio.CancelScope(shield=True):
