@@ -27,8 +27,9 @@ def frames(ledger: Path, project: bytes | None = None) -> Iterator[bytes]:
         ended: set[int] = set()
         for feed, frame in db.execute(
             "SELECT feed, frame FROM entry JOIN feed USING (feed)"
-            " WHERE ?1 IS NULL OR project = ?1 ORDER BY project, genesis DESC, feed, seq",
-            (project,),
+            " WHERE :project IS NULL OR project = :project"
+            " ORDER BY project, genesis DESC, feed, seq",
+            {"project": project},
         ):
             if feed in ended:
                 continue

@@ -130,12 +130,12 @@ def runs_of_test(reader: Reader, job: bytes, test: str, forked: Collection[bytes
     for cell, author, failed, set_, here, known in reader.select(
         "SELECT cell, author, failed, comparable,"
         " CASE WHEN failed = 0 THEN 0 ELSE EXISTS (SELECT 1 FROM failure"
-        " WHERE failure.arrival = result.arrival AND test = ?2) END,"
+        " WHERE failure.arrival = result.arrival AND test = ?) END,"
         " CASE WHEN failed = 0 THEN 0 ELSE (SELECT count(*) FROM failure"
         " WHERE failure.arrival = result.arrival) END"
         " FROM result JOIN environment USING (environment)"
-        " WHERE job = ?1 AND state = 'completed'",
-        (job, test),
+        " WHERE job = ? AND state = 'completed'",
+        (test, job),
     ):
         if author not in keys:
             keys[author] = reader.author_key(author)
@@ -219,9 +219,9 @@ def volunteers(reader: Reader, project: bytes | None, most: int) -> list[Volunte
     rows = reader.select(
         "SELECT key, project, sum(height), max(head_time), max(forked_at IS NOT NULL)"
         " FROM feed JOIN author USING (author) WHERE genesis = 0"
-        + " AND project = ?1" * (project is not None)
-        + " GROUP BY author, project ORDER BY 4 DESC, 1 LIMIT ?2",
-        (project, most),
+        + " AND project = :project" * (project is not None)
+        + " GROUP BY author, project ORDER BY 4 DESC, 1 LIMIT :most",
+        {"project": project, "most": most},
     )
     return [
         Volunteer(key=row[0], project=row[1], entries=row[2], last=row[3], forked=bool(row[4]))
@@ -347,9 +347,9 @@ def stalled(reader: Reader, job: bytes, cell: bytes, now: int) -> frozenset[byte
         return frozenset()
     rows = reader.select(
         "SELECT DISTINCT key FROM sealed JOIN author USING (author)"
-        " WHERE job = ?1 AND cell = ?2 AND time < ?3 AND commitment NOT IN"
-        " (SELECT opens FROM opening WHERE job = ?1 AND cell = ?2)",
-        (job, cell, now - window_ms(announce)),
+        " WHERE job = :job AND cell = :cell AND time < :due AND commitment NOT IN"
+        " (SELECT opens FROM opening WHERE job = :job AND cell = :cell)",
+        {"job": job, "cell": cell, "due": now - window_ms(announce)},
     )
     return frozenset(key for (key,) in rows)
 

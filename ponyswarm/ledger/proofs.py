@@ -223,9 +223,9 @@ class Tree:
         if row is None:
             return None
         block = self._db.execute(
-            "SELECT position FROM tree_block WHERE first <= ?1 AND last >= ?1"
+            "SELECT position FROM tree_block WHERE first <= :arrival AND last >= :arrival"
             " ORDER BY first DESC LIMIT 1",
-            (row[0],),
+            {"arrival": row[0]},
         ).fetchone()
         return int(row[0]), None if block is None else int(block[0])
 

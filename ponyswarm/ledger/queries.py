@@ -190,7 +190,9 @@ class Reader:
         ((key,),) = self.select("SELECT key FROM author WHERE author = ?", (author,))
         return bytes(key)
 
-    def select(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    def select(
+        self, sql: str, values: Sequence[object] | Mapping[str, object] = ()
+    ) -> list[tuple[Any, ...]]:
         """The rows of a question that no method here asks."""
         return self._db.execute(sql, values).fetchall()
 
@@ -401,9 +403,9 @@ class Reader:
         chances = self.chances(job.project, state, standing) if check.mode == "blind" else {}
         tallies, runs = self._tallies(job, policy, standing, only, chances)
         rows = self._db.execute(
-            "SELECT cell, python, services, factors FROM cell WHERE job = ?1"
-            " AND (?2 IS NULL OR cell = ?2) ORDER BY position",
-            (job.id, only),
+            "SELECT cell, python, services, factors FROM cell WHERE job = :job"
+            " AND (:only IS NULL OR cell = :only) ORDER BY position",
+            {"job": job.id, "only": only},
         )
         found = []
         for id_, python, services, factors in rows:
@@ -488,8 +490,8 @@ class Reader:
         for cell, author, arrival, reason, digest, where, failed, total in self._db.execute(
             "SELECT cell, author, arrival, CASE state WHEN 'completed' THEN NULL"
             " ELSE ifnull(reason, '') END, digest, environment, failed, total FROM result"
-            " WHERE job = ?1"
-            + " AND cell = ?2" * (only is not None)
+            " WHERE job = ?"
+            + " AND cell = ?" * (only is not None)
             + " ORDER BY cell, author, arrival",
             (job.id, only) if only is not None else (job.id,),
         ):
@@ -608,9 +610,9 @@ class Reader:
         return {
             arrival: (opens, frozenset(_ids(seen)))
             for arrival, opens, seen in self._db.execute(
-                "SELECT arrival, opens, seen FROM opening WHERE job = ?1"
-                " AND (?2 IS NULL OR cell = ?2)",
-                (job, only),
+                "SELECT arrival, opens, seen FROM opening WHERE job = :job"
+                " AND (:only IS NULL OR cell = :only)",
+                {"job": job, "only": only},
             )
         }
 
@@ -697,9 +699,9 @@ class Reader:
             " FROM result JOIN author ON author.author = result.author"
             " JOIN environment ON environment.environment = result.environment"
             " JOIN entry USING (arrival) JOIN feed USING (feed)"
-            " WHERE result.job = ?1 AND (?2 IS NULL OR result.cell = ?2)"
+            " WHERE result.job = :job AND (:only IS NULL OR result.cell = :only)"
             " ORDER BY author.key, entry.time, feed.nonce, entry.seq",
-            (job, only),
+            {"job": job, "only": only},
         )
         found = []
         for cell, author, frame, environment, disputed, *row in rows:
@@ -748,8 +750,9 @@ class Reader:
             # The latest of each feed, whatever else arrived since.
             feeds = self._db.execute(
                 "SELECT feed FROM feed JOIN author USING (author)"
-                " WHERE (?1 IS NULL OR project = ?1) AND (?2 IS NULL OR key = ?2)",
-                (project, author),
+                " WHERE (:project IS NULL OR project = :project)"
+                " AND (:author IS NULL OR key = :author)",
+                {"project": project, "author": author},
             ).fetchall()
             arrivals = heapq.nlargest(
                 most,

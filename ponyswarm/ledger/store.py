@@ -787,20 +787,21 @@ class Store:
     def results(self, job: bytes) -> list[Entry]:
         """The entries that hold commits to cells of a job and their results, as they came."""
         rows = self._db.execute(
-            "SELECT arrival, frame FROM result JOIN entry USING (arrival) WHERE job = ?1 UNION ALL"
-            " SELECT arrival, frame FROM sealed JOIN entry USING (arrival) WHERE job = ?1"
+            "SELECT arrival, frame FROM result JOIN entry USING (arrival) WHERE job = :job"
+            " UNION ALL"
+            " SELECT arrival, frame FROM sealed JOIN entry USING (arrival) WHERE job = :job"
             " ORDER BY arrival",
-            (job,),
+            {"job": job},
         )
         return [decode_kept(frame) for _, frame in rows]
 
     def said(self, job: bytes, cell: bytes) -> list[Entry]:
         """The entries that hold commits to a cell and its results."""
         rows = self._db.execute(
-            "SELECT frame FROM result JOIN entry USING (arrival) WHERE job = ?1 AND cell = ?2"
+            "SELECT frame FROM result JOIN entry USING (arrival) WHERE job = :job AND cell = :cell"
             " UNION ALL SELECT frame FROM sealed JOIN entry USING (arrival)"
-            " WHERE job = ?1 AND cell = ?2",
-            (job, cell),
+            " WHERE job = :job AND cell = :cell",
+            {"job": job, "cell": cell},
         )
         return [decode_kept(frame) for (frame,) in rows]
 
@@ -838,13 +839,13 @@ class Store:
         """Proofs of forks here that no `fork` entry in an undisputed place tells of."""
         rows = self._db.execute(
             "SELECT first, first_signature, second, second_signature FROM fork_evidence AS e"
-            " WHERE project = ?1 AND NOT EXISTS (SELECT 1 FROM fork_evidence AS o WHERE"
-            " o.project = ?1 AND o.author = e.author AND o.nonce = e.nonce AND o.seq < e.seq)"
+            " WHERE project = :project AND NOT EXISTS (SELECT 1 FROM fork_evidence AS o WHERE"
+            " o.project = :project AND o.author = e.author AND o.nonce = e.nonce AND o.seq < e.seq)"
             " AND NOT EXISTS (SELECT 1 FROM fork_told AS t JOIN entry USING (arrival)"
-            " JOIN feed USING (feed) WHERE t.project = ?1 AND t.author = e.author"
+            " JOIN feed USING (feed) WHERE t.project = :project AND t.author = e.author"
             " AND t.nonce = e.nonce AND t.seq <= e.seq"
             " AND (forked_at IS NULL OR entry.seq < forked_at))",
-            (project,),
+            {"project": project},
         )
         return [
             Fork(first=row[0], first_signature=row[1], second=row[2], second_signature=row[3])

@@ -92,9 +92,17 @@ class Witness:
             if refusal is not None:
                 return refusal
             self._db.execute(
-                "INSERT INTO witnessed VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) ON CONFLICT (origin)"
-                " DO UPDATE SET size = ?3, root = ?4, note = ?5, time = ?6",
-                (shown.origin, peer, shown.size, shown.root, note, now),
+                "INSERT INTO witnessed VALUES (:origin, :peer, :size, :root, :note, :now, :now)"
+                " ON CONFLICT (origin) DO UPDATE SET size = :size, root = :root, note = :note,"
+                " time = :now",
+                {
+                    "origin": shown.origin,
+                    "peer": peer,
+                    "size": shown.size,
+                    "root": shown.root,
+                    "note": note,
+                    "now": now,
+                },
             )
         # Only now, that it is remembered, is it signed.
         return Answer(200, cosign(self._key, opened.text, now // 1000))
