@@ -208,31 +208,45 @@ class Swarm:
 @contextmanager
 def open_swarm(say: Callable[[str], None]) -> Iterator[Swarm]:
     """A swarm that leaves neither processes nor files behind, whichever signal ends it."""
-    with _exiting_on(signal.SIGTERM, signal.SIGHUP):
+    with _exiting_on(signal.SIGTERM, signal.SIGHUP) as hold:
         root = Path(tempfile.mkdtemp(prefix="ponyswarm-demo-"))
         swarm = Swarm(root, say)
         try:
             yield swarm
         finally:
+            hold()
             swarm.stop(*swarm.members)
             shutil.rmtree(root, ignore_errors=True)
 
 
 @contextmanager
-def _exiting_on(*signals: signal.Signals) -> Iterator[None]:
-    """Let these signals raise `SystemExit`, once: what cleans up is not interrupted by more."""
+def _exiting_on(*signals: signal.Signals) -> Iterator[Callable[[], None]]:
+    """Let these signals raise `SystemExit`: at once, or when the block ends.
+
+    The latter after the first of them, or after a call of what this yields: then nothing
+    interrupts what cleans up.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    def hold() -> None:
+        for each in signals:
+            signal.signal(each, note)
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
-        for each in signals:
-            signal.signal(each, signal.SIG_IGN)
+        hold()
         raise SystemExit(128 + number)
 
     before = {each: signal.signal(each, leave) for each in signals}
     try:
-        yield
+        yield hold
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+        if came:
+            raise SystemExit(128 + came[0])
 
 
 def _ponyswarm(member: Member) -> list[str]:

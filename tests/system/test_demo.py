@@ -13,7 +13,7 @@ from exec_lab import holds
 from sources import SLEEPS, archive
 from swarm_lab import until
 
-from ponyswarm.demo import choose_pythons, minor
+from ponyswarm.demo import Member, Swarm, choose_pythons, minor, open_swarm
 from ponyswarm.exec.interpreters import discover
 
 PYPROJECT = """\
@@ -97,3 +97,23 @@ def sleepy(folder: Path) -> Path:
         "pyproject.toml": PYPROJECT.format(python=python),
     }
     return archive(folder, "sleepy", files)
+
+
+@pytest.mark.parametrize("when", ["at work", "cleaning up"])
+def test_a_signal_does_not_interrupt_the_cleaning_up(
+    monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    stop, before = Swarm.stop, signal.getsignal(signal.SIGTERM)
+
+    def interrupted(swarm: Swarm, *members: Member) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop(swarm, *members)
+
+    monkeypatch.setattr(Swarm, "stop", interrupted)
+    with pytest.raises(SystemExit) as raised, open_swarm(print) as swarm:  # noqa: PT012
+        root = swarm.root
+        if when == "at work":
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert not root.exists()
+    assert signal.getsignal(signal.SIGTERM) == before
