@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("ponyswarm")
 
 SOURCE_SECONDS = 300.0
+# How often the log tells how far a long suite is.
+SAY_EVERY = 300.0
 MAX_BAD_IDS = 50
 MAX_BAD_BYTES = 3_000
 
@@ -131,10 +133,16 @@ class Runs:
         )
 
     async def _perform(self, task: Task, name: str, running: Running, execute: Execute) -> Result:
+        said = time.monotonic()
+
         def watch(progress: Progress) -> None:
+            nonlocal said
             if progress.step != running.progress.step:
                 log.debug("%s: %s", name, progress.step)
             running.progress = progress
+            if progress.done and time.monotonic() - said >= SAY_EVERY:
+                said = time.monotonic()
+                log.info("%s: %s", name, far(progress, time.time() - running.started))
 
         started = int(time.time() * 1000)
         log.info("running %s", name)
@@ -202,6 +210,12 @@ def describe_cell(cell: Cell) -> str:
     """A cell in a few words: its Python, services and factors."""
     factors = [f"{name}={value}" for name, value in cell.factors]
     return " ".join([cell.python, *cell.services, *factors])
+
+
+def far(progress: Progress, seconds: float) -> str:
+    """How far a run is, in a few words."""
+    of = "" if progress.total is None else f" of {progress.total:,}"
+    return f"{progress.done:,}{of} tests after {seconds / 60:.0f} min"
 
 
 def summary(outcome: Outcome) -> str:
