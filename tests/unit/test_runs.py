@@ -6,12 +6,12 @@ import hashlib
 import logging
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 from authors import announce
+from msgspec.structs import replace
 
 from ponyswarm import runs
 from ponyswarm.codec import decode_tests, outcome_digest
