@@ -2,11 +2,13 @@
 
 ``PEERS`` names them all. Tests hold that a node outlives each; `bench.attacks` measures what
 each costs the node. ``python -m bench.hostile ADDRESS PREY`` runs the ones that are named on
-its standard input, a line of name and seconds each, and prints a line when each is over.
+its standard input, a line of name and seconds each, and prints a line when each is over. The
+name ``idle:0.7`` attacks nobody, and uses seven tenths of a core.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import trio
@@ -14,7 +16,9 @@ import trio
 from bench.hostile import swarm, wire
 from bench.hostile.attacker import THROWN_OUT, Attacker, Prey, attacker_of
 
-__all__ = ["PEERS", "Attacker", "Prey", "attack", "attacker_of"]
+__all__ = ["IDLE", "PEERS", "Attacker", "Prey", "attack", "attacker_of", "idle"]
+
+IDLE = "idle"
 
 HostilePeer = Callable[[Attacker], Awaitable[None]]
 
@@ -56,6 +60,16 @@ PEERS: Mapping[str, HostilePeer] = {
         swarm.peers_that_come_and_go,
     )
 }
+
+
+def idle(cores: float, seconds: float) -> None:
+    """Use as much of a core for a time, in slices as short as an attack's steps."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        used = time.process_time() + 0.01 * cores
+        while time.process_time() < used:
+            pass
+        time.sleep(0.01 * (1 - cores))
 
 
 async def attack(

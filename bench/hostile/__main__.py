@@ -6,7 +6,7 @@ import sys
 
 import trio
 
-from bench.hostile import Prey, attack
+from bench.hostile import IDLE, Prey, attack, idle
 from ponyswarm.p2p import sync
 from ponyswarm.p2p.protocol import project_topic
 
@@ -15,7 +15,12 @@ async def main(address: str, prey: Prey) -> None:
     topic = project_topic(prey.project)
     for line in sys.stdin:
         name, seconds = line.split()
-        used = await attack(address, topic, sync.PROTOCOL, prey, name, float(seconds))
+        kind, _, cores = name.partition(":")
+        used = 0
+        if kind == IDLE:
+            idle(float(cores), float(seconds))
+        else:
+            used = await attack(address, topic, sync.PROTOCOL, prey, name, float(seconds))
         print(json.dumps({"name": name, "keys": used}), flush=True)
 
 

@@ -65,6 +65,11 @@ class Victim:
         assert self.node.process is not None
         return int(psutil.Process(self.node.process.pid).memory_info().rss)
 
+    def cpu(self) -> float:
+        """Seconds of CPU that the node's process has used."""
+        assert self.node.process is not None
+        return _cpu(self.node.process.pid)
+
     def disk(self) -> int:
         """Bytes of all files of the node's home."""
         total = 0
@@ -106,6 +111,11 @@ def open_victim() -> Iterator[Victim]:
         )
 
 
+def _cpu(process: int) -> float:
+    times = psutil.Process(process).cpu_times()
+    return float(times.user + times.system)
+
+
 class Attackers:
     """Hostile peers in a process of their own, one at a time."""
 
@@ -129,6 +139,10 @@ class Attackers:
         """Wait for the one that was begun; how many keys it used."""
         assert self._process.stdout is not None
         return int(json.loads(self._process.stdout.readline())["keys"])
+
+    def cpu(self) -> float:
+        """Seconds of CPU that their process has used."""
+        return _cpu(self._process.pid)
 
     def __enter__(self) -> Attackers:
         return self

@@ -146,7 +146,8 @@ class FencedPubsub(Pubsub):  # type: ignore[misc]
     async def _read(self, stream: INetStream, peer_id: ID) -> None:
         peer = peer_key(peer_id) or b""
         reader = NetReader(stream)
-        while self.manager.is_running:
+        # What a peer sent before it was shut out may fill a buffer, and is not even counted.
+        while self.manager.is_running and not self._referee.banned(peer):
             data = await reader.varint_frame(self._limits.rpc)
             rpc = rpc_pb2.RPC()
             try:
@@ -156,6 +157,8 @@ class FencedPubsub(Pubsub):  # type: ignore[misc]
             await self._referee.pace(peer, self._bookkeeping(rpc))
             for message in rpc.publish:
                 await self._referee.pace(peer, 1)
+                if self._referee.banned(peer):
+                    return
                 await self.push_msg(peer_id, message)
             for option in rpc.subscriptions:
                 self.handle_subscription(peer_id, option)
