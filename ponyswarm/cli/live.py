@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ponyswarm.cli.plain import HarmlessFormatter, harmless, resting, room, size
+from ponyswarm.cli.plain import HarmlessFormatter, harmless, refused, resting, room, size
 from ponyswarm.cli.tables import span
 from ponyswarm.status import NodeStatus, RunLine
 
@@ -33,12 +33,12 @@ def view(now: NodeStatus, width: int) -> Group:
     """A node's moment, for people: what runs, for whom, what was refused and why."""
     facts = Table.grid(padding=(0, 2), expand=True)
     facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
+    facts.add_column(ratio=1, overflow="fold")
     up = int(now.updated - now.started)
     facts.add_row("node", f"{now.peer if width >= WIDE else '…' + now.peer[-12:]}  up {span(up)}")
     facts.add_row("peers", _peers(now, width))
     if now.reach:
-        facts.add_row("reach", Text(now.reach, overflow="fold", no_wrap=False))
+        facts.add_row("reach", now.reach)
     trusted = sum(project.trusted for project in now.projects)
     offers = sum(project.volunteers for project in now.projects)
     facts.add_row("projects", f"{trusted} trusted, {len(now.projects)} kept; {offers} offers")
@@ -51,16 +51,14 @@ def view(now: NodeStatus, width: int) -> Group:
     for idle in now.idle[:MOST_LINES]:
         facts.add_row("not run", Text(harmless(f"{idle.title}: {idle.why}")))
     if now.refused:
-        counted = sorted(now.refused.items(), key=lambda item: -item[1])[:MOST_LINES]
-        facts.add_row("refused", ", ".join(f"{why} {count:,}" for why, count in counted))
-    parts: list[RenderableType] = [Text(), facts]
-    if now.running:
-        parts.append(_running(now.running, width))
-    return Group(*parts)
+        facts.add_row("refused", refused(now.refused, MOST_LINES))
+    # What runs stands first: a low terminal cuts the end off.
+    running = [_running(now.running, width)] if now.running else []
+    return Group(Text(), *running, facts)
 
 
 def _peers(now: NodeStatus, width: int) -> Text:
-    text = Text(f"{len(now.peers)} connected")
+    text = Text(f"{len(now.peers)} connected", overflow="ellipsis", no_wrap=True)
     shown = now.peers[:MOST_PEERS] if width >= WIDE else ()
     for peer in shown:
         text.append(f"  …{peer.peer[-8:]} {harmless(peer.address)}", style="dim")
@@ -82,7 +80,9 @@ def _running(runs: tuple[RunLine, ...], width: int) -> Table:
         done = f"{run.done:,}" + ("" if run.total is None else f" of {run.total:,}")
         row: list[RenderableType] = [what]
         if width >= WIDE:
-            row.append(ProgressBar(total=run.total, completed=run.done, width=BAR, pulse=False))
+            # Without a total nobody knows how far it is, and a bar would say that it is done.
+            known = ProgressBar(total=run.total, completed=run.done, width=BAR, pulse=False)
+            row.append("" if run.total is None else known)
         row.append(f"{done}, {span(int(run.seconds))}")
         table.add_row(*row)
     if len(runs) > MOST_LINES:

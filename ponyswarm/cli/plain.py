@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from ponyswarm.plain import harmless
@@ -15,6 +16,7 @@ __all__ = [
     "HarmlessFormatter",
     "JsonFormatter",
     "harmless",
+    "refused",
     "resting",
     "room",
     "size",
@@ -73,6 +75,36 @@ def room(one: Room) -> str:
     """What takes room, how much, and how much it may: ``blobs 12 MiB of 5.0 GiB``."""
     most = "" if one.budget is None else f" of {size(one.budget)}"
     return f"{one.name} {size(one.used)}{most}"
+
+
+# What the words of refusals mean, by how they begin or end; the first that fits.
+_REFUSALS = (
+    ("bad-signature", "its author did not sign it so"),
+    ("unauthorised-", "its key has no right to say it"),
+    ("unknown-project", "of a project that is not kept here"),
+    ("unknown-version", "of a later version"),
+    ("flood", "one peer sent too much"),
+    ("too-many-", "one peer or key asked for too much"),
+    ("too-long", "longer than anything may be"),
+    ("banned", "its peer is shut out for a while"),
+    ("time-falls", "dated before the entry that it follows"),
+    ("wrong-", "sent to where it does not belong"),
+    ("bad-", "not in its proper form"),
+    ("-full", "there is no room for it"),
+    ("-too-large", "there is no room for it"),
+    ("-error", "a peer broke the protocol"),
+)
+
+
+def refused(counts: Mapping[str, int], most: int | None = None) -> str:
+    """What was refused, the most frequent first, and why: ``flood 12 (one peer sent too much)``."""
+    order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
+    parts = []
+    for word, count in order:
+        fitting = (why for part, why in _REFUSALS if word.startswith(part) or word.endswith(part))
+        why = next(fitting, "")
+        parts.append(f"{word} {count:,}" + f" ({why})" * bool(why))
+    return ", ".join(parts)
 
 
 def resting(now: NodeStatus) -> str:

@@ -24,7 +24,7 @@ from ponyswarm.cli import (
     print_json,
 )
 from ponyswarm.cli.opening import node_is_running, running_status
-from ponyswarm.cli.plain import harmless, resting, room, size
+from ponyswarm.cli.plain import harmless, refused, resting, room, size
 from ponyswarm.cli.tables import console, print_matrix, verdict_text
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
@@ -530,5 +530,4 @@ def status(home: Home, as_json: bool) -> None:
     for project in now.heard:
         out.print(f"  heard of  {plain(project.name)}  {project.project}")
     if now.refused:
-        counted = ", ".join(f"{why} {n}" for why, n in sorted(now.refused.items()))
-        out.print(f"  refused   {counted}")
+        out.print(f"  refused   {refused(now.refused)}")

@@ -64,14 +64,29 @@ def test_the_view_says_all_that_a_volunteer_asks_and_never_runs_over(width: int)
     for words in ("9 connected", "12 runs", "queue", "not run", "refused", "1:02:05"):
         assert words in text
     if width >= 80:
+        told = " ".join(text.split())
         for words in (
-            "bad-signature 3",
+            "bad-signature 3 (its author did not sign it so)",
+            "unknown-project 1,200 (of a project that is not kept here)",
             "1,234 of 17,000",
             "3.0 MiB of 5.0 GiB",
             "9.0 GiB free",
             "7 cells",
         ):
-            assert words in text
+            assert words in told
+
+
+def test_a_command_to_copy_and_the_free_disk_are_never_cut_off() -> None:
+    trust = f"its project is not trusted here: 'ponyswarm trust add {'ab' * 32}'"
+    full = replace(BUSY, idle=(IdleLine(job="d", title="other 1.0", why=trust),))
+    told = "".join(shown(full, 80).split())
+    assert "".join(trust.split()) in told
+    assert "9.0GiBfree" in told
+
+
+def test_a_run_of_which_nobody_knows_how_far_it_is_has_no_bar() -> None:
+    (building,) = [one for one in shown(BUSY, 200).splitlines() if "building" in one]
+    assert "━" not in building
 
 
 def test_a_wide_screen_has_bars_and_addresses() -> None:
