@@ -43,7 +43,8 @@ from ponyswarm.messages import (
     Withdraw,
 )
 from ponyswarm.p2p.effects import Effect
-from ponyswarm.p2p.protocol import Protocol, topic_project
+from ponyswarm.p2p.protocol import Protocol
+from ponyswarm.p2p.topics import topic_project
 from ponyswarm.policy import Directing, checked_payload, refusal
 
 log = logging.getLogger("ponyswarm")

@@ -62,7 +62,9 @@ from ponyswarm.p2p.network import (
     Network,
     open_network,
 )
-from ponyswarm.p2p.protocol import DIRECTORY, Capacity, Protocol, project_topic, topic_project
+from ponyswarm.p2p.offers import Capacity
+from ponyswarm.p2p.protocol import Protocol
+from ponyswarm.p2p.topics import DIRECTORY, project_topic, topic_project
 from ponyswarm.pulling import Pulls
 from ponyswarm.refusals import Refusals
 from ponyswarm.runs import Execute, Runs

@@ -19,7 +19,7 @@ from ponyswarm.messages import Interpreter, Lock
 from ponyswarm.runs import Task
 
 if TYPE_CHECKING:
-    from ponyswarm.p2p.protocol import Capacity
+    from ponyswarm.p2p.offers import Capacity
 
 
 def system() -> str:
@@ -34,7 +34,7 @@ def machine() -> str:
 
 def capacity(installed: Sequence[Installed], slots: int, services: Sequence[str] = ()) -> Capacity:
     """What a machine with these interpreters and services (``name version``) offers."""
-    from ponyswarm.p2p.protocol import Capacity
+    from ponyswarm.p2p.offers import Capacity
 
     return Capacity(
         interpreters=tuple(

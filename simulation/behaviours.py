@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from ponyswarm.codec import encode_gossip
 from ponyswarm.messages import Announce, Claim, Entry, Payload, Result, Status
-from ponyswarm.p2p.protocol import project_topic
 from ponyswarm.p2p.scheduling import LEASE_MS
+from ponyswarm.p2p.topics import project_topic
 
 if TYPE_CHECKING:
     from simulation.node import Node

@@ -60,7 +60,9 @@ from ponyswarm.p2p.effects import (
     Subscribe,
     Unsubscribe,
 )
-from ponyswarm.p2p.protocol import Capacity, Protocol, topic_project
+from ponyswarm.p2p.offers import Capacity
+from ponyswarm.p2p.protocol import Protocol
+from ponyswarm.p2p.topics import topic_project
 from ponyswarm.policy import Directing, ReaderPolicy, refusal
 from simulation.behaviours import Honest
 from simulation.world import NOW, RunLog, World

@@ -8,7 +8,7 @@ import trio
 
 from bench.hostile import IDLE, Prey, attack, idle
 from ponyswarm.p2p import sync
-from ponyswarm.p2p.protocol import project_topic
+from ponyswarm.p2p.topics import project_topic
 
 
 async def main(address: str, prey: Prey) -> None:

@@ -27,7 +27,7 @@ from ponyswarm.frontier import BUCKETS
 from ponyswarm.keys import SecretKey
 from ponyswarm.messages import Announce, Blob, Claim, Entry, Offer, Payload, Project, Result, Spec
 from ponyswarm.p2p import blobs, sync, witness
-from ponyswarm.p2p.protocol import DIRECTORY
+from ponyswarm.p2p.topics import DIRECTORY
 
 HOUR = 3_600_000
 # As fast as a peer may talk before its share of messages is used up, and a bit more.

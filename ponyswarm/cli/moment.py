@@ -18,7 +18,7 @@ from ponyswarm.home import Home
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.limits import Hold, Wishes
 from ponyswarm.node import Node, now_ms
-from ponyswarm.p2p.protocol import Capacity
+from ponyswarm.p2p.offers import Capacity
 from ponyswarm.runs import describe_cell
 
 # Offers that the status file tells of; a swarm may have thousands.

@@ -37,7 +37,7 @@ from ponyswarm.notary import Notary, open_notary
 from ponyswarm.p2p.connectivity import Connectivity
 from ponyswarm.p2p.discovery import parse_bootstrap, read_bootstrap
 from ponyswarm.p2p.network import RelayLimits
-from ponyswarm.p2p.protocol import Capacity
+from ponyswarm.p2p.offers import Capacity
 from ponyswarm.p2p.table import PeerTable
 from ponyswarm.runs import Execute
 from ponyswarm.session import Session

@@ -251,6 +251,32 @@ def test_who_asked_before_its_peer_followed_asks_again_as_soon_as_it_does(world)
     assert early.root(project) == maintainer.root(project)
 
 
+def test_where_all_gossip_is_lost_everything_comes_by_asking(world):
+    maintainer, project = swarm(world, 8)
+    world.weather = Weather(loss=1.0)
+    maintainer.say(job_for(("3.12",), 3, 2), project)
+    # Each peer is asked every 75 s at most, and what one has goes on to the next.
+    took = world.run(300, until=lambda: all(node.store.count() >= 2 for node in world.nodes))
+    assert took <= 2 * 75
+    world.run(900, until=lambda: is_served(maintainer, 2))
+    assert is_served(maintainer, 2)
+
+
+def test_a_peer_that_follows_another_project_is_asked_seldom_and_at_once_when_it_joins(world):
+    maintainer, project = swarm(world, 3)
+    elsewhere, early = world.add(pythons=PYTHONS), world.add(pythons=PYTHONS)
+    early.follow(project)
+    early.connect(elsewhere)
+    before = world.sent["pulls"]
+    world.run(3600)
+    others = 2 * sum(len(node.peers) for node in world.nodes[:3])
+    assert world.sent["pulls"] - before <= 60 * others + 20
+    elsewhere.connect(maintainer)
+    elsewhere.follow(project)
+    world.run(10, until=lambda: are_equal(world, project))
+    assert are_equal(world, project)
+
+
 def test_a_late_joiner_gets_the_jobs_of_a_former_announcer(world):
     maintainer, project = swarm(world, 6)
     announcer = world.nodes[1]

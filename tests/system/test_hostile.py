@@ -29,7 +29,7 @@ from ponyswarm.messages import Announce, Claim, Commit, Entry, Offer, Spec
 from ponyswarm.p2p import blobs, sync, witness
 from ponyswarm.p2p.discovery import parse_address
 from ponyswarm.p2p.network import Network, open_network
-from ponyswarm.p2p.protocol import DIRECTORY, project_topic
+from ponyswarm.p2p.topics import DIRECTORY, project_topic
 from ponyswarm.volunteer import minor_version
 
 pytestmark = pytest.mark.slow

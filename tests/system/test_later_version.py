@@ -23,7 +23,7 @@ from ponyswarm.exec.interpreters import discover
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.node import now_ms
 from ponyswarm.p2p.network import Gossip, Network, open_network
-from ponyswarm.p2p.protocol import project_topic
+from ponyswarm.p2p.topics import project_topic
 
 pytestmark = pytest.mark.slow
 

@@ -11,6 +11,7 @@ from authors import FAR, NOW, Author, announce, cell_ids, digest, environment, r
 
 from ponyswarm.codec import decode_gossip, decode_payload
 from ponyswarm.messages import Claim, Entry, Interpreter, Offer, Spec
+from ponyswarm.p2p.claims import GIVE_UP_MS
 from ponyswarm.p2p.effects import (
     Admit,
     Effect,
@@ -24,19 +25,12 @@ from ponyswarm.p2p.effects import (
     Subscribe,
     Unsubscribe,
 )
+from ponyswarm.p2p.following import CATCH_UP_MS, PULL_PAUSE_MS
 from ponyswarm.p2p.jobs import CLOCK_MS, GIVE_WAY_MS, STALE_MS
-from ponyswarm.p2p.protocol import (
-    CATCH_UP_MS,
-    DIRECTORY,
-    GIVE_UP_MS,
-    MESH_MS,
-    PULL_PAUSE_MS,
-    Capacity,
-    Protocol,
-    project_topic,
-    topic_project,
-)
+from ponyswarm.p2p.offers import Capacity
+from ponyswarm.p2p.protocol import MESH_MS, Protocol
 from ponyswarm.p2p.scheduling import AGAIN_MS, FIRM_MS, LEASE_MS, OLDEST_MS, RENEW_MS, SETTLE_MS
+from ponyswarm.p2p.topics import DIRECTORY, project_topic, topic_project
 
 ME, PEER, OTHER = (Author(n).public for n in (50, 51, 52))
 CAPACITY = Capacity(

@@ -16,9 +16,11 @@ from ponyswarm.ledger.chain import Accept
 from ponyswarm.ledger.seals import Seals
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Commit, Entry, Payload, Result
+from ponyswarm.p2p.claims import ALONE_MS
 from ponyswarm.p2p.effects import Effect, Reveal
 from ponyswarm.p2p.jobs import TELL_MS
-from ponyswarm.p2p.protocol import ALONE_MS, Capacity, Protocol
+from ponyswarm.p2p.offers import Capacity
+from ponyswarm.p2p.protocol import Protocol
 from ponyswarm.p2p.scheduling import still_wanted
 from ponyswarm.policy import window_ms
 from ponyswarm.sealing import Sealing

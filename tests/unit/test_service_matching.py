@@ -8,7 +8,7 @@ from ponyswarm import spec
 from ponyswarm.errors import LocalError
 from ponyswarm.matrix import service_matches, service_requirement
 from ponyswarm.messages import Interpreter, Offer
-from ponyswarm.p2p.protocol import fits
+from ponyswarm.p2p.offers import fits
 from ponyswarm.p2p.scheduling import CellState
 
 
