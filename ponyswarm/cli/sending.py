@@ -170,7 +170,7 @@ def delivery(
         why = f"{took} took the announcement, and none its source: no volunteer there trusts it"
     elif held.connected:
         reached = amount(len(held.connected), "peer")
-        why = f"{reached} reached, and none follows this project; volunteers say '{trust}'"
+        why = f"{reached} reached, and none follows this project"
     else:
         why = f"of {addresses} known addresses none answered" if addresses else "no peer is known"
         node += " --peer ADDRESS"
@@ -180,7 +180,8 @@ def delivery(
         f"  {node}",
     ]
     if not trusted:
-        lines += ["and to make this machine its first volunteer:", f"  {trust}"]
+        lines += ["and to make this machine its first volunteer, as others do, too:"]
+        lines += [f"  {trust}"]
     return Delivery(words="\n".join(lines), is_out=False, facts=facts)
 
 

@@ -317,6 +317,10 @@ def test_search_finds_failing_tests_jobs_projects_cells_and_keys(
 ) -> None:
     found = as_json(client, "/search?q=login+302")
     assert {one["test"] for one in found["failures"]} == {BROKEN}
+    # One line a job, however many runs of it failed so.
+    jobs = [one["title"] for one in found["failures"]]
+    assert len(set(jobs)) == len(jobs) > 2
+    assert max(one["runs"] for one in found["failures"]) > 5
     assert as_json(client, f"/search?q={sights.job.hex()[:12]}")["jobs"][0]["title"] == "aurora 2.0"
     assert [h["what"] for h in as_json(client, "/search?q=lighthouse")["hits"]] == ["project"]
     cell = sights.cells[2].hex()

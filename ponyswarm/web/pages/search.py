@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ponyswarm import keys
@@ -14,6 +15,8 @@ from ponyswarm.web.pages.common import JobLine, job_line
 from ponyswarm.web.site import Site
 
 MOST = 40
+# Failed runs that are looked at for these: a test that broke fails in every run of a job.
+LOOKED_AT = 120
 MAX_MESSAGE = 300
 MIN_ID = 4
 
@@ -29,6 +32,8 @@ class Hit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
+    """A test that failed so in one job. ``cell`` and ``time`` are of its latest run."""
+
     id: str
     test: str
     message: str
@@ -39,6 +44,7 @@ class Failure:
     commit: str
     cell: str
     time: int
+    runs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,28 +58,38 @@ class SearchPage:
 
 def search(site: Site, reader: Reader, query: str, now: int) -> SearchPage:
     query = query.strip()[:200]
-    found = history.search(reader, query, MOST + 1) if query else []
+    found = history.search(reader, query, LOOKED_AT + 1) if query else []
+    failures = _failures(found[:LOOKED_AT])
     return SearchPage(
         query=harmless(query),
         hits=tuple(_hits(reader, query)) if query else (),
         jobs=tuple(job_line(site, reader, job, now) for job in _jobs(reader, query)),
-        failures=tuple(
-            Failure(
-                id=one.test,
-                test=harmless(one.test),
-                message=_last_line(one.message),
-                project=one.project.hex(),
-                name=harmless(one.project_name),
-                job=one.job.hex(),
-                title=harmless(one.title),
-                commit=harmless(one.commit),
-                cell=one.cell.hex(),
-                time=one.time,
-            )
-            for one in found[:MOST]
-        ),
-        cut=len(found) > MOST,
+        failures=tuple(failures[:MOST]),
+        cut=len(found) > LOOKED_AT or len(failures) > MOST,
     )
+
+
+def _failures(found: Sequence[history.Found]) -> list[Failure]:
+    """One line for each test, job and message, in the order of their latest runs."""
+    alike: dict[tuple[bytes, str, str], list[history.Found]] = {}
+    for one in found:
+        alike.setdefault((one.job, one.test, _last_line(one.message)), []).append(one)
+    return [
+        Failure(
+            id=test,
+            test=harmless(test),
+            message=message,
+            project=runs[0].project.hex(),
+            name=harmless(runs[0].project_name),
+            job=job.hex(),
+            title=harmless(runs[0].title),
+            commit=harmless(runs[0].commit),
+            cell=runs[0].cell.hex(),
+            time=runs[0].time,
+            runs=len(runs),
+        )
+        for (job, test, message), runs in alike.items()
+    ]
 
 
 def _last_line(message: str) -> str:
