@@ -149,7 +149,7 @@ class Place:
         ]
         # Installed tools have their bytecode; so has ours, once it was imported.
         subprocess.run(
-            [sys.executable, "-c", "import virtualenv, ponyswarm.cli.run"],
+            [sys.executable, "-c", "import ponyswarm.cli.run"],
             env=self.environment("ponyswarm"),
             check=True,
         )

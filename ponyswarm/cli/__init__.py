@@ -7,8 +7,10 @@ are bad, 2 usage or set-up, 3 inconclusive or disputed, 4 untrusted or invalid.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -80,7 +82,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name][0].partition(":")
-        command = getattr(import_module(module), name)
+        with _kept():
+            command = getattr(import_module(module), name)
         assert isinstance(command, click.Command)
         return command
 
@@ -121,6 +124,17 @@ class LazyGroup(click.Group):
             if not all(isinstance(leaf, (PonySwarmError, KeyboardInterrupt)) for leaf in faults):
                 raise
         raise click.exceptions.Exit(_report(faults))
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Leave what is imported here out of every garbage collection: it stays until the end."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -19,7 +19,7 @@ import trio
 from ponyswarm import config, keys, status
 from ponyswarm.cli import EXIT_USAGE, json_option, print_json
 from ponyswarm.cli.opening import node_is_running, service_options
-from ponyswarm.cli.tables import console
+from ponyswarm.cli.screen import console
 from ponyswarm.errors import InfraError, LocalError
 from ponyswarm.exec import (
     environment,

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ponyswarm import config, status
+from ponyswarm import config
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
 
 if TYPE_CHECKING:
     from ponyswarm.exec.services.service import Options
     from ponyswarm.session import Session
+    from ponyswarm.status import NodeStatus
 
 
 def now_ms() -> int:
@@ -71,8 +72,10 @@ def node_is_running(home: Home) -> bool:
         return True
 
 
-def running_status(home: Home) -> status.NodeStatus | None:
+def running_status(home: Home) -> NodeStatus | None:
     """What the running node says of itself; None when none runs."""
+    from ponyswarm import status
+
     return status.read(home.status) if node_is_running(home) else None
 
 

@@ -31,8 +31,6 @@ NOISY = (
     "httpcore",
     "filelock",
     "multiaddr",
-    "virtualenv",
-    "python_discovery",
 )
 
 
@@ -64,7 +62,7 @@ def start_logging(*, verbose: bool, level: int = logging.INFO, as_json: bool = F
     handler = logging.StreamHandler(sys.stderr)
     text = HarmlessFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter() if as_json else text)
-    # virtualenv tells of every file that it writes by the root logger, which none of ours uses.
+    # libp2p tells of much by the root logger, which none of ours uses.
     handler.addFilter(lambda record: record.name != "root")
     logging.basicConfig(level=logging.DEBUG if verbose else level, handlers=[handler], force=True)
     for noisy in NOISY:

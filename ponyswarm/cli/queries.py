@@ -8,7 +8,7 @@ from ponyswarm import keys
 from ponyswarm.cli import EXIT_BAD, EXIT_INCONCLUSIVE, json_option, print_json
 from ponyswarm.cli.opening import now_ms
 from ponyswarm.cli.read import plain, short
-from ponyswarm.cli.tables import console
+from ponyswarm.cli.screen import console
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
 from ponyswarm.ledger import analysis

@@ -25,7 +25,8 @@ from ponyswarm.cli import (
 )
 from ponyswarm.cli.opening import node_is_running, running_status
 from ponyswarm.cli.plain import harmless, refused, resting, room, size
-from ponyswarm.cli.tables import console, print_matrix, verdict_text
+from ponyswarm.cli.screen import console
+from ponyswarm.cli.tables import print_matrix, verdict_text
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
 from ponyswarm.ledger import analysis, verifier

@@ -31,7 +31,7 @@ from ponyswarm.cli import (
     print_json,
 )
 from ponyswarm.cli.opening import service_options
-from ponyswarm.cli.tables import console
+from ponyswarm.cli.screen import console
 from ponyswarm.errors import InfraError, LocalError
 from ponyswarm.exec import interpreters, process, provisioning, sandbox
 from ponyswarm.exec.executor import Executor

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ponyswarm.cli.screen import console
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.verdicts import Finding, Verdict
 from ponyswarm.plain import harmless
@@ -32,15 +31,6 @@ _LOOKS = {
 ON_RECORD = "◇ on record"
 # How many tests a line on a cell names.
 MOST_TESTS = 3
-# As wide as any table of ours: what goes into a pipe is never wrapped or cut.
-PIPE_WIDTH = 2_000
-
-
-def console() -> Console:
-    """Plain text into a pipe, colours on a terminal, none with NO_COLOR."""
-    if sys.stdout.isatty():
-        return Console(file=sys.stdout, highlight=False)
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True, width=PIPE_WIDTH)
 
 
 def verdict_text(finding: Finding) -> str:

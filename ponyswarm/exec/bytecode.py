@@ -1,5 +1,8 @@
 """Bytecode, made before a run so that no run has to: it saves many of them a second.
 
+It is made for what is used again: compiling all of an environment takes longer than one run
+needs for the few modules that it imports.
+
 Two rules keep it from carrying anything from one job to the next. It is compiled in a
 throwaway sandbox in which neither a project nor a ``.pth`` file runs: only the interpreter
 and, for test modules, the environment's own pytest, which rewrites their assertions. And
@@ -49,6 +52,8 @@ CONFIGURATION = (
 OTHER_REWRITING = "enable_assertion_pass_hook"
 FAILED = ".none"
 SEEN = ".seen"
+# In an environment: empty once it was used, with a word in it once it has its bytecode.
+USED = ".used"
 PROGRAM = Path(__file__).parent / "reporter" / "_ponyswarm_bytecode.py"
 
 # The interpreter alone compiles, without any site.
@@ -83,12 +88,20 @@ def ahead(interpreter: Installed) -> bool:
 
 async def of_environment(
     sandbox: Sandbox, folder: Path, interpreter: Installed, channels: Path
-) -> None:
-    """Add bytecode to an environment that is not yet in use."""
-    if not ahead(interpreter):
-        return
-    archive = folder.with_name(folder.name.replace(".partial-", ".pyc.partial-"))
-    compiled = folder.with_name(folder.name.replace(".partial-", ".bytecode.partial-"))
+) -> bool:
+    """Add bytecode to an environment when it is used for the second time; whether it was added.
+
+    Others may be using it meanwhile: each file comes whole, by a rename.
+    """
+    used = folder / USED
+    if not ahead(interpreter) or not used.exists():
+        with suppress(OSError):
+            used.touch()
+        return False
+    if used.stat().st_size:
+        return False
+    archive = folder.with_name(f"{folder.name}.pyc.partial-{os.getpid()}")
+    compiled = folder.with_name(f"{folder.name}.bytecode.partial-{os.getpid()}")
     channel = channels / f"compiled-{folder.name[:16]}"
     inside = f"/channels/{channel.name}"
     # Starting workers costs more than a small environment takes.
@@ -105,6 +118,9 @@ async def of_environment(
     finally:
         archive.unlink(missing_ok=True)
         source.remove(compiled)
+    # What failed would fail again before every run.
+    used.write_text("compiled")
+    return True
 
 
 def _place(archive: Path, compiled: Path, folder: Path) -> None:

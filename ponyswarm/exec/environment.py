@@ -1,12 +1,12 @@
 """Environments: an interpreter plus hash-pinned wheels, made once, shared read-only.
 
-virtualenv runs in this process, without seeds (a hundredth of a second); one ``uv pip
-install`` fetches wheels by hash, the only step with a network, and runs nothing of
-them. Once wheels are in, the environment's Python must never run outside a sandbox:
-``.pth`` files execute. The project, and each dependency that the maintainer takes as an
-sdist, is built and installed inside the sandbox, offline, and comes out as a tar that is
-unpacked as carefully as any stranger's. Everything is cached under what made it, completed
-by a rename, and mounted read-only at fixed paths. Called by `executor`.
+``uv venv`` makes it, empty; one ``uv pip install`` fetches wheels by hash, the only step
+with a network, and runs nothing of them. Once wheels are in, the environment's Python must
+never run outside a sandbox: ``.pth`` files execute. The project, and each dependency that
+the maintainer takes as an sdist, is built and installed inside the sandbox, offline, and
+comes out as a tar that is unpacked as carefully as any stranger's. Everything is cached
+under what made it, completed by a rename, and mounted read-only at fixed paths.
+Called by `executor`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from ponyswarm.errors import InfraError, LocalError, PeerError
-from ponyswarm.exec import bytecode, index, legacy, process, sdists, source
+from ponyswarm.exec import bytecode, eviction, index, legacy, process, sdists, source
 from ponyswarm.exec.bytecode import site_packages
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.outcome import Broken
@@ -36,7 +36,7 @@ from ponyswarm.exec.sandbox import Sandbox
 from ponyswarm.messages import Reason
 
 # Part of every cache key: raise it when what an environment contains changes.
-FORMAT = 4
+FORMAT = 5
 INSTALL_SECONDS = 900.0
 BUILD_SECONDS = 1800.0
 MAX_INSTALLED = 1 << 30
@@ -145,7 +145,6 @@ class Environments:
         self._environments = cache / "environments"
         self._projects = cache / "projects"
         self.uv_cache = cache / "uv"
-        self._app_data = cache / "virtualenv"
         self._tools = cache / "tools"
         self._bytecode = cache / "bytecode"
         self._busy: dict[str, trio.Lock] = {}
@@ -192,9 +191,6 @@ class Environments:
                         await self._add_built(
                             partial, pin, sandbox, build_environment, interpreter, channels, hold
                         )
-                    if text:
-                        step("compile")
-                        await bytecode.of_environment(sandbox, partial, interpreter, channels)
                     _complete(partial, target)
                 finally:
                     source.remove(partial)
@@ -224,6 +220,7 @@ class Environments:
         hold(target)
         async with self._lock(target.name):
             if not target.exists():
+                await self.compile(sandbox, build_environment, interpreter, channels)
                 partial = _partial(target)
                 try:
                     await self._build(
@@ -240,6 +237,17 @@ class Environments:
                 finally:
                     source.remove(partial)
         return target
+
+    async def compile(
+        self, sandbox: Sandbox, environment: Path, interpreter: Installed, channels: Path
+    ) -> None:
+        """Add bytecode to an environment that is about to be used, unless it is for the first time.
+
+        Most of it a run never imports: to compile all takes longer than one run without.
+        """
+        async with self._lock(environment.name):
+            if await bytecode.of_environment(sandbox, environment, interpreter, channels):
+                eviction.grown(environment)
 
     @contextmanager
     def workplace(self) -> Iterator[Path]:
@@ -296,8 +304,12 @@ class Environments:
             async with self._lock("legacy"):
                 await legacy.create(self.uv_run, self._tools, folder, interpreter)
         else:
-            self._create(folder, interpreter)
-        self._tidy(folder)
+            await self._create(folder, interpreter)
+        for place in site_packages(folder):
+            # A patch of distutils that prints a SyntaxError on 3.6 and 3.7, and is of no use to
+            # an environment that nothing is installed into any more.
+            for name in ("_virtualenv.py", "_virtualenv.pth"):
+                (place / name).unlink(missing_ok=True)
         unpacked = folder.with_name(folder.name.replace(".partial-", ".unpacked.partial-"))
         into = ["--python", str(folder)]
         if old:
@@ -366,31 +378,12 @@ class Environments:
             )
         await _placed(built, folder)
 
-    def _create(self, folder: Path, interpreter: Installed) -> None:
-        import virtualenv
-
-        arguments = [
-            *(str(folder), "--python", interpreter.path, "--no-seed", "--activators", ""),
-            *("--no-periodic-update", "--app-data", str(self._app_data), "--no-vcs-ignore"),
-        ]
-        try:
-            # Nor may the owner's own settings of virtualenv change what is the same for all.
-            virtualenv.cli_run(
-                arguments, setup_logging=False, env={"VIRTUALENV_CONFIG_FILE": os.devnull}
-            )
-        except (RuntimeError, OSError, SystemExit, ValueError) as fault:
-            detail = f"no environment for Python {interpreter.version}: {fault}"
-            raise Broken(Reason.INSTALL, detail) from fault
-
-    @staticmethod
-    def _tidy(folder: Path) -> None:
-        for place in site_packages(folder):
-            # virtualenv's patch of distutils prints a SyntaxError on 3.6 and 3.7, and is
-            # of no use to an environment that nothing is installed into any more.
-            for name in ("_virtualenv.py", "_virtualenv.pth"):
-                (place / name).unlink(missing_ok=True)
-        with (folder / "pyvenv.cfg").open("a") as file:
-            file.write("relocatable = true\n")
+    async def _create(self, folder: Path, interpreter: Installed) -> None:
+        words = ("venv", "--quiet", "--no-project", "--no-config", "--relocatable")
+        ended = await self.uv_run([*words, "--python", interpreter.path, str(folder)])
+        if not ended.good:
+            detail = f"no environment for Python {interpreter.version}"
+            raise Broken(Reason.INSTALL, detail, ended.output)
 
     async def _build(
         self,
@@ -459,7 +452,7 @@ def _unpack_installed(archive: Path, folder: Path) -> None:
 
 def _is_kept(line: str) -> bool:
     """Not how it was made, which names the node's own paths."""
-    return line.split("=", 1)[0].strip() not in ("relocatable", "command", "virtualenv")
+    return line.split("=", 1)[0].strip() not in ("relocatable", "command", "virtualenv", "uv")
 
 
 def _digest(*facts: str) -> str:

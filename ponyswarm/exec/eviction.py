@@ -74,6 +74,12 @@ def held(item: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def grown(item: Path) -> None:
+    """Have the size of an item that is held written down again, when that ends."""
+    with suppress(OSError):
+        os.truncate(_use(item), 0)
+
+
 def _locked(file: Path) -> int:
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

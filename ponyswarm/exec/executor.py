@@ -354,8 +354,9 @@ class Executor:
                 forwards = given.forwards(provisioning.texts_of(spec).values())
                 spec = given.filled(spec)
                 compiled = _made(folder / "bytecode")
+                run.step("compile")
+                await self.environments.compile(base, environment, interpreter, channels)
                 if spec.runner == "pytest":
-                    run.step("compile")
                     await self._tests_bytecode.gather(
                         base,
                         tree=tree,

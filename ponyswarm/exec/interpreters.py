@@ -9,6 +9,7 @@ a cell is `ponyswarm.matrix.matches`'s affair.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -42,24 +43,33 @@ TOOL_FOLDERS = (
     ("XDG_DATA_HOME", "~/.local/share", "uv/python"),
 )
 
-# Runs under any Python from 2.7 on, isolated. ``base`` is the executable behind a virtualenv.
+# Runs under any Python from 2.7 on, isolated, and imports next to nothing: there may be twenty of
+# them to ask (json would double the time). ``base`` is the executable behind a virtualenv.
 _PROBE = """\
-import json, os, platform, sys
+import os, sys
+name = getattr(getattr(sys, "implementation", None), "name", "")
+if not name:
+    import platform
+    name = platform.python_implementation().lower()
 free = not getattr(sys, "_is_gil_enabled", lambda: True)() or "free-threading" in sys.version
 base = getattr(sys, "_base_executable", None) or sys.executable
 home = getattr(sys, "base_prefix", sys.prefix)
 if home != sys.prefix and not os.path.exists(base):
     base = sys.executable
-print(json.dumps({
-    "implementation": getattr(getattr(sys, "implementation", None), "name", "")
-    or platform.python_implementation().lower(),
-    "version": platform.python_version(),
+facts = {
+    "implementation": name,
+    "version": sys.version.split()[0],
     "prefix": home,
     "executable": base,
     "free_threaded": free,
     "debug": hasattr(sys, "gettotalrefcount"),
     "build": " ".join(sys.version.split()),
-}))
+}
+if bytes is str:
+    ascii = repr
+    for key, value in facts.items():
+        facts[key] = value.decode("utf-8", "replace") if isinstance(value, str) else value
+print(ascii(facts))
 """
 
 
@@ -301,7 +311,7 @@ def _ask(path: Path) -> tuple[Installed, bool]:
     except (OSError, ValueError) as fault:
         raise LocalError(f"{path} cannot be run: {getattr(fault, 'strerror', fault)}") from fault
     try:
-        facts = json.loads(done.stdout)
+        facts = ast.literal_eval(done.stdout.decode("ascii").strip())
         version = Version(facts["version"].rstrip("+"))  # "+": built from between two releases.
         executable = _resolve(Path(facts["executable"]))
         installed = Installed(
@@ -313,7 +323,7 @@ def _ask(path: Path) -> tuple[Installed, bool]:
             build=facts["build"],
         )
         debug = bool(facts["debug"])
-    except (ValueError, TypeError, KeyError, InvalidVersion) as fault:
+    except (ValueError, SyntaxError, TypeError, KeyError, InvalidVersion) as fault:
         complaint = done.stderr.decode("utf-8", "replace").strip().splitlines()
         said = f": {complaint[-1][:200]}" if complaint else ""
         raise LocalError(

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from email.message import Message
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 from packaging.requirements import InvalidRequirement, Requirement
@@ -34,6 +34,9 @@ from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.sdists import Sdist
 from ponyswarm.exec.together import together
 from ponyswarm.messages import Cell, Install, Lock, Spec
+
+if TYPE_CHECKING:
+    from email.message import Message
 
 RESOLVE_SECONDS = 300.0
 MOST_NAMED = 5

@@ -76,7 +76,6 @@ CLONE_NAMESPACES = 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000 | 0x0400000
 # UNIX, IPv4, IPv6 and netlink (the C library asks it for addresses). Every other family is
 # refused: vsock, for one, reaches a virtual machine's host past any network namespace.
 SOCKET_FAMILIES = frozenset({1, 2, 10, 16})
-HIGHEST_FAMILY = 64
 TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing for the person at the terminal.
 
 
@@ -103,9 +102,10 @@ def program() -> bytes:
         bit <<= 1
     unknown = pyseccomp.ERRNO(errno.EAFNOSUPPORT)
     for call in ("socket", "socketpair"):
-        for family in sorted(set(range(HIGHEST_FAMILY)) - SOCKET_FAMILIES):
+        above = max(SOCKET_FAMILIES) + 1
+        for family in sorted(set(range(above)) - SOCKET_FAMILIES):
             filter_.add_rule(unknown, call, pyseccomp.Arg(0, pyseccomp.EQ, family))
-        filter_.add_rule(unknown, call, pyseccomp.Arg(0, pyseccomp.GE, HIGHEST_FAMILY))
+        filter_.add_rule(unknown, call, pyseccomp.Arg(0, pyseccomp.GE, above))
     for request in TERMINAL_INPUT:
         argument = pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, request)
         filter_.add_rule(refuse, "ioctl", argument)

@@ -76,7 +76,8 @@ async def test_tests_are_compiled_before_a_run_and_never_by_one(tmp_path):
         )
 
     kept = None
-    for _ in range(2):
+    environments = []
+    for _ in range(3):
         outcome = await once()
         told = {test.id.partition("::")[2]: (test.status, test.message) for test in outcome.tests}
         assert [status for status, _ in told.values()] == ["passed"] * 2, outcome.log.decode()
@@ -84,6 +85,11 @@ async def test_tests_are_compiled_before_a_run_and_never_by_one(tmp_path):
         assert len(now) == len(files)
         assert kept in (None, now)
         kept = now
+        environments.append(contents(tmp_path / "cache" / "environments"))
+    first, second, third = environments
+    assert not first
+    assert second
+    assert second == third
 
 
 BUILD = """\

@@ -26,8 +26,6 @@ def script(path: Path, body: str) -> Path:
 
 def pretend(path: Path, **facts) -> Path:
     """A program that answers as an interpreter with these facts would."""
-    import json
-
     told = {
         "implementation": "cpython",
         "version": "3.12.1",
@@ -38,7 +36,7 @@ def pretend(path: Path, **facts) -> Path:
         "build": path.name,
         **facts,
     }
-    return script(path, f"cat <<'END'\n{json.dumps(told)}\nEND")
+    return script(path, f"cat <<'END'\n{told!r}\nEND")
 
 
 def test_this_python_is_what_its_probe_says():
