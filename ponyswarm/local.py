@@ -89,34 +89,33 @@ class Ended:
 # --- the source --------------------------------------------------------------------------
 
 
+async def pack(path: Path) -> source.WorkingTree:
+    """Take up a git working tree as it is now, or an sdist. `LocalError` when it is neither."""
+    if not path.is_dir():
+        return source.WorkingTree(path.read_bytes(), ())
+    if not (path / ".git").exists():
+        raise LocalError(
+            f"{path} is no git checkout: name the top folder of one, or an sdist (.tar.gz); "
+            "'git init' and 'git add' make one of a folder"
+        )
+    return await trio.to_thread.run_sync(source.pack_working_tree, path)
+
+
 async def prepare(
     executor: Executor,
     path: Path,
+    packed: source.WorkingTree,
     spec_file: Path | None,
     folder: Path,
     arguments: Sequence[str] = (),
 ) -> Job:
-    """Take up a git working tree or an sdist. ``folder`` is for what must be packed.
+    """What is to be run of a source that was packed. ``folder`` is for its archive.
 
-    ``arguments`` are added to the tests' command.
-
-    Raises `LocalError` when it is neither, or has no spec.
+    ``arguments`` are added to the tests' command. Raises `LocalError` when it has no spec.
     """
-    left_out: tuple[str, ...] = ()
-    if path.is_dir():
-        if not (path / ".git").exists():
-            raise LocalError(
-                f"{path} is no git checkout: name the top folder of one, or an sdist (.tar.gz); "
-                "'git init' and 'git add' make one of a folder"
-            )
-        packed = await trio.to_thread.run_sync(source.pack_working_tree, path)
-        left_out = packed.left_out
-        archive = folder / "source.tar.gz"
-        archive.write_bytes(packed.data)
-        digest = hashlib.sha256(packed.data).digest()
-    else:
-        archive = path.absolute()
-        digest = hashlib.sha256(archive.read_bytes()).digest()
+    archive = folder / ("source.tar.gz" if path.is_dir() else path.name)
+    archive.write_bytes(packed.data)
+    digest = hashlib.sha256(packed.data).digest()
     try:
         tree = await executor.tree(archive, digest)
     except PonySwarmError as fault:
@@ -137,7 +136,14 @@ async def prepare(
         spec = replace(spec, command=(*spec.command, *arguments))
     called = source.named(tree)
     title = " ".join(part for part in (called.name or path.resolve().stem, called.version) if part)
-    return Job(archive=archive, digest=digest, tree=tree, title=title, spec=spec, left_out=left_out)
+    return Job(
+        archive=archive,
+        digest=digest,
+        tree=tree,
+        title=title,
+        spec=spec,
+        left_out=packed.left_out,
+    )
 
 
 # --- which cells -------------------------------------------------------------------------

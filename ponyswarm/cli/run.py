@@ -37,6 +37,8 @@ from ponyswarm.exec import interpreters, process, provisioning, sandbox
 from ponyswarm.exec.executor import Executor
 from ponyswarm.exec.outcome import Outcome, TestOutcome
 from ponyswarm.exec.services.service import Options
+from ponyswarm.exec.source import WorkingTree
+from ponyswarm.exec.together import together
 from ponyswarm.home import Home
 from ponyswarm.local import Ended, Job, Place, Watched
 from ponyswarm.messages import BAD_STATUSES, Status
@@ -128,7 +130,7 @@ async def _run(
 ) -> _Found:
     settings = config.load(home.ini) if home.ini.exists() else config.Settings()
     bounds = _bounds(settings)
-    holds, survey = await _what_is_here(home, settings, bounds)
+    holds, survey, packed = await _what_is_here(home, settings, bounds, path)
     options = provisioning.whatever_is_here(service_options(settings))
     async with _scratch(home, bounds, holds, options) as folder, AsyncExitStack() as stack:
         runs = folder / "runs"
@@ -141,7 +143,7 @@ async def _run(
             cache_bytes=settings.limits.cache,
         )
         executor = make()
-        job = await local.prepare(executor, path, spec, folder, arguments)
+        job = await local.prepare(executor, path, packed, spec, folder, arguments)
         if job.spec.services:
             services = await stack.enter_async_context(
                 provisioning.open_services(options, cache=home.cache, scratch=runs, holds=holds)
@@ -182,26 +184,25 @@ async def _run(
 
 
 async def _what_is_here(
-    home: Home, settings: config.Settings, bounds: sandbox.Limits
-) -> tuple[sandbox.Holds, interpreters.Survey]:
-    """The sandbox of this machine and its interpreters, looked for at the same time."""
-    surveyed: list[interpreters.Survey] = []
-
-    async def survey() -> None:
-        search = partial(
-            interpreters.survey,
-            settings.interpreters.values(),
-            search=not settings.interpreters,
-            known=home.cache / "interpreters.json",
+    home: Home, settings: config.Settings, bounds: sandbox.Limits, path: Path
+) -> tuple[sandbox.Holds, interpreters.Survey, WorkingTree]:
+    """The sandbox of this machine, its interpreters and the source, looked for all at once."""
+    search = partial(
+        interpreters.survey,
+        settings.interpreters.values(),
+        search=not settings.interpreters,
+        known=home.cache / "interpreters.json",
+    )
+    holds, survey, packed = await together(
+        (
+            partial(sandbox.probe, bounds),
+            partial(trio.to_thread.run_sync, search),
+            partial(local.pack, path),
         )
-        surveyed.append(await trio.to_thread.run_sync(search))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(survey)
-        holds = await sandbox.probe(bounds)
+    )
     if isinstance(holds, sandbox.Missing):
         raise InfraError(f"nothing can be run here: {holds.why}; what may help: {holds.remedy}")
-    return holds, surveyed[0]
+    return holds, survey, packed
 
 
 def _bounds(settings: config.Settings) -> sandbox.Limits:

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import trio
 
 from ponyswarm.errors import PonySwarmError
 
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 
 
-async def together(steps: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+@overload
+async def together(
+    steps: tuple[
+        Callable[[], Awaitable[A]], Callable[[], Awaitable[B]], Callable[[], Awaitable[C]]
+    ],
+) -> tuple[A, B, C]: ...
+@overload
+async def together(steps: Sequence[Callable[[], Awaitable[T]]]) -> tuple[T, ...]: ...
+async def together(steps: Sequence[Callable[[], Awaitable[Any]]]) -> tuple[Any, ...]:
     """The results in order. The first fault ends the others, and is raised bare."""
-    results: dict[int, T] = {}
+    results: dict[int, Any] = {}
     faults: list[PonySwarmError | OSError] = []
 
     async with trio.open_nursery() as nursery:
 
-        async def one(place: int, step: Callable[[], Awaitable[T]]) -> None:
+        async def one(place: int, step: Callable[[], Awaitable[Any]]) -> None:
             try:
                 results[place] = await step()
             except (PonySwarmError, OSError) as fault:
@@ -30,4 +41,4 @@ async def together(steps: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
             nursery.start_soon(one, place, step)
     if faults:
         raise faults[0]
-    return [results[place] for place in range(len(steps))]
+    return tuple(results[place] for place in range(len(steps)))
