@@ -13,8 +13,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,13 @@ def held(item: Path) -> Iterator[None]:
                 os.write(descriptor, str(size_of(item)).encode())
             os.utime(descriptor)
         os.close(descriptor)
+
+
+@contextmanager
+def holding() -> Iterator[Callable[[Path], None]]:
+    """A function that keeps each item it is given from being evicted until the context ends."""
+    with ExitStack() as items:
+        yield lambda item: items.enter_context(held(item))
 
 
 def grown(item: Path) -> None:

@@ -15,8 +15,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -29,10 +29,11 @@ from ponyswarm.errors import InfraError, LocalError, PeerError, PonySwarmError
 from ponyswarm.exec import cgroup, eviction, process, provisioning, source
 from ponyswarm.exec.bytecode import TestBytecode
 from ponyswarm.exec.environment import REPORT_FOLDER, Environments, Hold, installed
-from ponyswarm.exec.eviction import DiskFull, held
+from ponyswarm.exec.eviction import DiskFull
 from ponyswarm.exec.interpreters import Installed
+from ponyswarm.exec.judging import judge
 from ponyswarm.exec.outcome import Broken, Outcome, Progress, TestOutcome
-from ponyswarm.exec.process import Channel, HeadTail, How, Patience
+from ponyswarm.exec.process import Channel, HeadTail, Patience
 from ponyswarm.exec.provisioning import Given, Services
 from ponyswarm.exec.report import Report
 from ponyswarm.exec.resolve import resolve
@@ -40,21 +41,18 @@ from ponyswarm.exec.runners import RUNNERS, Runner
 from ponyswarm.exec.sandbox import Confined, Holds, Limits, Sandbox
 from ponyswarm.exec.together import together
 from ponyswarm.messages import (
-    BAD_STATUSES,
     Cell,
     Environment,
     FileTemplate,
     Lock,
     Reason,
     Spec,
-    Status,
 )
 
 log = logging.getLogger("ponyswarm")
 
 LOG_BYTES = 1 << 20
 TIDY_SECONDS = 300.0
-COMMAND = "command"
 REPORT_CHANNEL = "/channels/report"
 SITE = "/project/site"
 
@@ -113,10 +111,6 @@ class _Run:
             seconds=trio.current_time() - self.began,
             culprit=culprit,
         )
-
-
-# source, its hash, spec, cell, interpreter, lock, resolve_before, slot: as for `Executor.run`.
-_Given = tuple[Path, bytes, Spec, Cell, Installed, Lock | None, int, int]
 
 
 class Executor:
@@ -181,9 +175,11 @@ class Executor:
         Raises `DiskFull` where this machine's disk is, even without all that can be evicted.
         """
         run = _Run(began=trio.current_time(), progress=progress)
-        given = (run, source, source_hash, spec, cell, interpreter, lock, resolve_before, slot)
+        cell_run = partial(
+            self._run, run, source, source_hash, spec, cell, interpreter, lock, resolve_before, slot
+        )
         try:
-            outcome = await self._with_room(*given)
+            outcome = await self._with_room(cell_run)
         except Broken as broken:
             run.log.feed(broken.log)
             tests = run.report.tests if run.report is not None else ()
@@ -195,14 +191,14 @@ class Executor:
         await self._tidy()
         return outcome
 
-    async def _with_room(self, run: _Run, *given: *_Given) -> Outcome:
+    async def _with_room(self, cell_run: Callable[[], Awaitable[Outcome]]) -> Outcome:
         """Run, and once more if the disk was full and something could be evicted."""
         try:
             try:
-                return await self._run(run, *given)
+                return await cell_run()
             except OSError as fault:
                 await self._make_room(fault)
-                return await self._run(run, *given)
+                return await cell_run()
         except OSError as fault:
             if fault.errno not in eviction.FULL:
                 raise
@@ -261,133 +257,115 @@ class Executor:
         resolve_before: int,
         slot: int,
     ) -> Outcome:
-        with ExitStack() as items:
-            hold = lambda item: items.enter_context(held(item))  # noqa: E731
-            return await self._held(
-                run,
-                archive,
-                source_hash,
-                spec,
-                cell,
-                interpreter,
-                lock,
-                resolve_before,
-                slot,
-                hold,
-            )
-
-    async def _held(
-        self,
-        run: _Run,
-        archive: Path,
-        source_hash: bytes,
-        spec: Spec,
-        cell: Cell,
-        interpreter: Installed,
-        lock: Lock | None,
-        resolve_before: int,
-        slot: int,
-        hold: Hold,
-    ) -> Outcome:
-        run.step("unpack")
-        tree = await self.tree(archive, source_hash, hold)
-        provisioning.check_placeholders(spec)
-        self._check_services(cell)
-        runner = RUNNERS.get(spec.runner)
-        if runner is None:
-            raise Broken(Reason.INSTALL, f"this node does not know the runner {spec.runner!r}")
-        if lock is None:
-            run.step("resolve")
-            lock = await self._resolved(tree, spec, cell, interpreter, resolve_before)
-        with self._folder() as folder:
-            base = Sandbox(
-                holds=self._holds,
-                limits=self._limits,
-                slot=slot,
-                name=f"{self._mark}-{folder.name}",
-            )
-            base = (
-                base.with_interpreter(interpreter)
-                .with_scratch("/project", self._limits.scratch_bytes)
-                .with_folder("/project/home")
-                .with_environment(FIXED)
-            )
-            channels = _made(folder / "build")
-            made = partial(
-                self.environments.environment,
-                interpreter=interpreter,
-                sandbox=base,
-                channels=channels,
-                step=run.step,
-                hold=hold,
-            )
-            sdists = _sdists(spec)
-            if sdists:
-                build = await made(lock.build)
-                environment = await made(
-                    lock.requirements, from_source=sdists, build_environment=build
+        with eviction.holding() as hold:
+            run.step("unpack")
+            tree = await self.tree(archive, source_hash, hold)
+            provisioning.check_placeholders(spec)
+            self._check_services(cell)
+            runner = RUNNERS.get(spec.runner)
+            if runner is None:
+                raise Broken(Reason.INSTALL, f"this node does not know the runner {spec.runner!r}")
+            if lock is None:
+                run.step("resolve")
+                lock = await self._resolved(tree, spec, cell, interpreter, resolve_before)
+            with self._folder() as folder:
+                base = Sandbox(
+                    holds=self._holds,
+                    limits=self._limits,
+                    slot=slot,
+                    name=f"{self._mark}-{folder.name}",
                 )
-                builds = [build] if spec.install.project else []
-            else:
-                wanted = [lock.requirements, *([lock.build] if spec.install.project else [])]
-                environment, *builds = await together([partial(made, text) for text in wanted])
-            site: Path | None = None
-            for build in builds:
-                run.step("build")
-                site = await self.environments.project(
-                    base,
-                    tree=tree,
-                    source_hash=source_hash,
-                    build_environment=build,
+                base = (
+                    base.with_interpreter(interpreter)
+                    .with_scratch("/project", self._limits.scratch_bytes)
+                    .with_folder("/project/home")
+                    .with_environment(FIXED)
+                )
+                channels = _made(folder / "build")
+                made = partial(
+                    self.environments.environment,
                     interpreter=interpreter,
-                    settings={
-                        **_version_settings(tree),
-                        **provisioning.of_cell(cell).plain(spec.env),
-                    },
+                    sandbox=base,
                     channels=channels,
+                    step=run.step,
                     hold=hold,
                 )
-            packages = installed(environment, *([site] if site is not None else []))
-            run.log.feed(f"installed: {' '.join(packages)}\n".encode())
-            run.environment = self._described(interpreter, packages)
-            async with self._provisioned(run, cell, slot, interpreter) as given:
-                forwards = given.forwards(provisioning.texts_of(spec).values())
-                spec = given.filled(spec)
-                compiled = _made(folder / "bytecode")
-                run.step("compile")
-                await self.environments.compile(base, environment, interpreter, channels)
-                if spec.runner == "pytest":
-                    await self._tests_bytecode.gather(
+                sdists = _sdists(spec)
+                if sdists:
+                    build = await made(lock.build)
+                    environment = await made(
+                        lock.requirements, from_source=sdists, build_environment=build
+                    )
+                    builds = [build] if spec.install.project else []
+                else:
+                    wanted = [lock.requirements, *([lock.build] if spec.install.project else [])]
+                    environment, *builds = await together([partial(made, text) for text in wanted])
+                site: Path | None = None
+                for build in builds:
+                    run.step("build")
+                    site = await self.environments.project(
                         base,
                         tree=tree,
-                        command=spec.command,
-                        environment=environment,
+                        source_hash=source_hash,
+                        build_environment=build,
                         interpreter=interpreter,
+                        settings={
+                            **_version_settings(tree),
+                            **provisioning.of_cell(cell).plain(spec.env),
+                        },
                         channels=channels,
-                        into=compiled,
                         hold=hold,
                     )
-                run.step("test")
-                box = (
-                    given.bound(base)
-                    .with_read_only(environment, "/env")
-                    .with_read_only(tree, "/source")
-                    .with_read_only(compiled, "/bytecode")
-                    .with_read_only(_overlay(folder, spec.files), "/overlay")
-                    .with_read_only(_reporter(folder), REPORT_FOLDER)
-                    .with_environment(self._variables(spec.env, runner))
-                )
-                if forwards:
-                    box = box.with_environment({"PONYSWARM_FORWARD": " ".join(forwards)})
-                if site is not None:
-                    box = box.with_read_only(site, SITE)
-                try:
-                    confined = await self._test(run, box, spec, runner, folder)
-                    if given.trouble:
-                        raise Broken(Reason.SERVICE, given.trouble)
-                finally:
-                    run.step("clean up")
-        return self._judged(run, confined, spec, runner)
+                packages = installed(environment, *([site] if site is not None else []))
+                run.log.feed(f"installed: {' '.join(packages)}\n".encode())
+                run.environment = self._described(interpreter, packages)
+                async with self._provisioned(run, cell, slot, interpreter) as given:
+                    forwards = given.forwards(provisioning.texts_of(spec).values())
+                    spec = given.filled(spec)
+                    compiled = _made(folder / "bytecode")
+                    run.step("compile")
+                    await self.environments.compile(base, environment, interpreter, channels)
+                    if spec.runner == "pytest":
+                        await self._tests_bytecode.gather(
+                            base,
+                            tree=tree,
+                            command=spec.command,
+                            environment=environment,
+                            interpreter=interpreter,
+                            channels=channels,
+                            into=compiled,
+                            hold=hold,
+                        )
+                    run.step("test")
+                    box = (
+                        given.bound(base)
+                        .with_read_only(environment, "/env")
+                        .with_read_only(tree, "/source")
+                        .with_read_only(compiled, "/bytecode")
+                        .with_read_only(_overlay(folder, spec.files), "/overlay")
+                        .with_read_only(_reporter(folder), REPORT_FOLDER)
+                        .with_environment(self._variables(spec.env, runner))
+                    )
+                    if forwards:
+                        box = box.with_environment({"PONYSWARM_FORWARD": " ".join(forwards)})
+                    if site is not None:
+                        box = box.with_read_only(site, SITE)
+                    try:
+                        confined = await self._test(run, box, spec, runner, folder)
+                        if given.trouble:
+                            raise Broken(Reason.SERVICE, given.trouble)
+                    finally:
+                        run.step("clean up")
+        assert run.report is not None
+        judged = judge(
+            run.report,
+            confined,
+            spec=spec,
+            runner=runner,
+            limits=self._limits,
+            grouped=self._holds.groups is not None,
+        )
+        return run.outcome(*judged)
 
     async def tree(self, archive: Path, source_hash: bytes, hold: Hold = lambda _: None) -> Path:
         """The unpacked source, kept by its hash, read-only to every job. Raises `Broken`."""
@@ -488,58 +466,6 @@ class Executor:
         run.log.feed(confined.ended.output)
         return confined
 
-    def _judged(self, run: _Run, confined: Confined, spec: Spec, runner: Runner) -> Outcome:
-        report, ended, limits = run.report, confined.ended, self._limits
-        assert report is not None
-        tests = report.tests
-        whole = ended.how is How.EXITED and not ended.signal
-        why = runner.judge(report, ended.code) if whole else ""
-        alone = spec.runner == COMMAND and not spec.report
-        if alone:
-            status = Status.PASSED if ended.code == 0 else Status.FAILED
-            message = f"exit status {ended.code}" if ended.code else ""
-            command = TestOutcome(id=COMMAND, status=status, seconds=ended.seconds, message=message)
-            tests = (command,) if whole else ()
-        good = whole and not why and ended.code == 0
-
-        def broken(reason: Reason, detail: str) -> Outcome:
-            return run.outcome(reason, detail, tests)
-
-        starved = self._holds.groups is None and any("MemoryError" in t.message for t in tests)
-        if confined.killed_for_memory or starved:
-            allowed = limits.memory_bytes >> 20
-            return broken(Reason.OUT_OF_MEMORY, f"more memory than the {allowed} MiB allowed here")
-        if report.full and not good:
-            allowed = limits.scratch_bytes >> 20
-            return broken(Reason.DISK_FULL, f"the scratch space of {allowed} MiB was full")
-        match ended.how:
-            case How.TIMEOUT:
-                return broken(Reason.TIMEOUT, _too_long(limits.seconds, spec.timeout))
-            case How.NO_OUTPUT:
-                silent = int(limits.silent_seconds)
-                return broken(Reason.NO_OUTPUT, f"neither output nor test for {silent} seconds")
-            case How.OUTPUT_LIMIT:
-                allowed = limits.output_bytes >> 20
-                return broken(Reason.CRASHED, f"printed more than {allowed} MiB")
-            case How.STOPPED:
-                return broken(Reason.CRASHED, report.overflow)
-        if not report.entered:
-            said = ended.output.decode("utf-8", "replace").strip()[-300:]
-            return broken(Reason.SANDBOX, f"the sandbox did not start: {said}")
-        if confined.refused_processes and not good:
-            detail = f"it wanted more than the {limits.processes} processes allowed here"
-            return broken(Reason.SANDBOX, detail)
-        if ended.signal:
-            return broken(Reason.CRASHED, f"killed by signal {ended.signal}")
-        if why:
-            return broken(Reason.CRASHED, why)
-        if ended.code and not alone and not _explains(tests):
-            # A coverage threshold, say: no test is bad and yet the command is.
-            message = f"exit status {ended.code} although no test failed"
-            command = TestOutcome(id=COMMAND, status=Status.FAILED, message=message)
-            tests = tuple(sorted((*tests, command), key=lambda test: test.id))
-        return run.outcome(None, "", tests)
-
     @staticmethod
     def _variables(settings: Mapping[str, str], runner: Runner) -> dict[str, str]:
         return {
@@ -589,17 +515,6 @@ def _is_time(stamp: Path) -> bool:
     with suppress(OSError):
         stamp.touch()
     return True
-
-
-def _too_long(limit: float, timeout: int) -> str:
-    """Whose time was over: the job's own, or that of the machine it ran on."""
-    if timeout <= limit:
-        return f"not done after {timeout} seconds, the job's timeout"
-    return f"not done after {int(limit)} seconds, the most that a run may take here"
-
-
-def _explains(tests: tuple[TestOutcome, ...]) -> bool:
-    return any(test.status in BAD_STATUSES or test.status is Status.XPASSED for test in tests)
 
 
 def _overlay(folder: Path, files: Sequence[FileTemplate]) -> Path:

@@ -10,7 +10,7 @@ that runs nested in a test report nothing.
 PYTEST_DONT_REWRITE
 """
 
-import hashlib
+import binascii
 import json
 import os
 
@@ -77,7 +77,7 @@ def claim(runner):
     descriptor = opened(path)
     if descriptor is None:
         return None
-    session = "%d-%s" % (os.getpid(), hashlib.sha256(os.urandom(8)).hexdigest()[:8])
+    session = "%d-%s" % (os.getpid(), binascii.hexlify(os.urandom(4)).decode("ascii"))
     channel = Channel(path, descriptor, session)
     channel.begin(runner)
     return channel
@@ -102,8 +102,13 @@ def bounded(name):
     """An id that fits a line: a long one keeps its start and a hash of the whole."""
     if isinstance(name, bytes):
         name = name.decode("utf-8", "replace")
+    # A character takes at most twelve in JSON.
+    if 12 * len(name) < LINE // 2:
+        return name
     if len(name) <= ID_CHARACTERS and len(json.dumps(name)) < LINE // 2:
         return name
+    import hashlib  # Loads OpenSSL: not for the few who need it.
+
     digest = hashlib.sha256(json.dumps(name).encode("ascii")).hexdigest()[:16]
     while len(json.dumps(name)) >= LINE // 2 or len(name) > ID_CHARACTERS:
         name = name[: min(ID_CHARACTERS, len(name) * 3 // 4)]
