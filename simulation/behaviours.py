@@ -7,10 +7,24 @@ The truth of a cell is a fixed function of its id, so that honest runs agree.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ponyswarm.codec import encode_gossip
-from ponyswarm.messages import Announce, Claim, Entry, Payload, Result, Status
+from ponyswarm.codec import cell_id, encode_gossip
+from ponyswarm.matrix import cells
+from ponyswarm.messages import (
+    Announce,
+    Claim,
+    Commit,
+    Entry,
+    Payload,
+    Result,
+    Revoke,
+    Status,
+    Vouch,
+    Withdraw,
+)
+from ponyswarm.p2p.jobs import GIVE_WAY_MS, TELL_MS
 from ponyswarm.p2p.scheduling import LEASE_MS
 from ponyswarm.p2p.topics import project_topic
 
@@ -57,6 +71,9 @@ class Honest:
 
     def took(self, node: Node, entry: Entry, payload: Payload | None) -> None:
         """It took an entry of somebody else."""
+
+    def heard(self, node: Node, origin: bytes, project: bytes, claim: Claim) -> None:
+        """It heard a claim of somebody else."""
 
     def hourly(self, node: Node) -> None:
         """An hour passed."""
@@ -173,9 +190,6 @@ class Idler(Honest):
         found = node.protocol.job(job.id)
         if not node.alive or found is None or not rounds:
             return
-        from ponyswarm.codec import cell_id
-        from ponyswarm.matrix import cells
-
         for cell in cells(found[1].spec):
             claim = Claim(job=job.id, cell=cell_id(job.id, cell), until=node.now + LEASE_MS)
             node.world.gossip(node, project_topic(job.namespace), encode_gossip(claim))
@@ -205,3 +219,75 @@ class Flooder(Honest):
             node.world.gossip(node, topic, node.chance.randbytes(200))
         else:
             node.say(told(node, node.chance.randbytes(32), node.chance.randbytes(32), []), project)
+
+
+class Sealer(Honest):
+    """Commits to every cell of a job as soon as it hears of it, again and again, and tells nothing.
+
+    A commit that is waited for keeps others away as a claim does.
+    """
+
+    is_honest = False
+
+    def run(self, node: Node, job: bytes, cell: bytes) -> None:
+        """Nothing."""
+
+    def reveal(self, node: Node, job: bytes, cell: bytes, seen: tuple[bytes, ...]) -> None:
+        """Nothing."""
+
+    def took(self, node: Node, entry: Entry, payload: Payload | None) -> None:
+        if isinstance(payload, Announce):
+            self._commit(node, entry)
+
+    def _commit(self, node: Node, job: Entry) -> None:
+        found = node.protocol.job(job.id)
+        if not node.alive or found is None:
+            return
+        for cell in cells(found[1].spec):
+            id_ = cell_id(job.id, cell)
+            secret = node.chance.randbytes(32)
+            node.say(Commit(job=job.id, cell=id_, commitment=secret), job.namespace)
+        node.world.at(TELL_MS - 10_000, self._commit, node, job)
+
+
+class Pusher(Honest):
+    """Says of each cell that another claims that it was there before, and soon gives it back.
+
+    Whoever hears it stops its young run and makes way, as it should; and claims the cell again.
+    """
+
+    is_honest = False
+
+    def __init__(self) -> None:
+        self.until: dict[bytes, int] = {}
+
+    def run(self, node: Node, job: bytes, cell: bytes) -> None:
+        """Nothing."""
+
+    def heard(self, node: Node, origin: bytes, project: bytes, claim: Claim) -> None:
+        if claim.until and node.now >= self.until.get(claim.cell, 0):
+            self.until[claim.cell] = node.now + GIVE_WAY_MS
+            for delay, until in ((100, claim.until - 1_000), (GIVE_WAY_MS - 3_000, 0)):
+                said = encode_gossip(Claim(job=claim.job, cell=claim.cell, until=until))
+                node.world.at(delay, node.world.gossip, node, project_topic(project), said)
+
+
+class Usurper(Honest):
+    """Says what only a maintainer may: it withdraws jobs, announces its own, ends others' keys."""
+
+    is_honest = False
+
+    def took(self, node: Node, entry: Entry, payload: Payload | None) -> None:
+        from simulation.node import Pen
+
+        if isinstance(payload, Announce):
+            pen = Pen(node.key, node.chance.randbytes(8))
+            said = (
+                Withdraw(job=entry.id),
+                replace(payload, title="mine"),
+                Revoke(key=entry.header.author, since=0),
+                Vouch(key=node.me, operator="friend"),
+            )
+            for forbidden in said:
+                forged = pen.sign(forbidden, project=entry.namespace, now=node.now)
+                node.world.gossip(node, project_topic(entry.namespace), encode_gossip(forged))

@@ -35,6 +35,7 @@ from ponyswarm.ledger.store import Store
 from ponyswarm.messages import (
     Announce,
     Cell,
+    Claim,
     Commit,
     Entry,
     Environment,
@@ -275,9 +276,10 @@ class Node:
             if self.shuns(sender):
                 self.disconnect(sender)
             return
-        self.perform(
-            self.protocol.gossip(topic_project(topic), sender.me, sender.me, message, self.now)
-        )
+        project = topic_project(topic)
+        if isinstance(message, Claim) and project is not None:
+            self.behaviour.heard(self, sender.me, project, message)
+        self.perform(self.protocol.gossip(project, sender.me, sender.me, message, self.now))
         if self.protocol.due <= self.now or self.protocol.due - self.skew < self._planned:
             self._plan()
 

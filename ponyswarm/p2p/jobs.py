@@ -379,10 +379,18 @@ class Jobs:
             changed = replace(cell, leases=leases, claimed=claimed, let_down=let_down)
             job.cells[cell.id] = changed
             return now if origin in let_down else next_end(changed, now)
-        if now - claimed.get(origin, now) > GIVE_WAY_MS:
+        # Nor does it make way a second time: it could push others off a cell for ever, by
+        # claims that look older than theirs.
+        if now - claimed.get(origin, now) > GIVE_WAY_MS or origin in cell.gave_way:
             let_down |= {origin}
         leases.pop(origin, None)
-        job.cells[cell.id] = replace(cell, leases=leases, vacant_since=now, let_down=let_down)
+        job.cells[cell.id] = replace(
+            cell,
+            leases=leases,
+            vacant_since=now,
+            let_down=let_down,
+            gave_way=cell.gave_way | {origin},
+        )
         return now
 
     def _keep_early(self, project: bytes, origin: bytes, claim: Claim, now: int) -> None:

@@ -76,7 +76,8 @@ class CellState:
     """What is known of one cell. ``vacant_since`` is when the last change asked for a run.
 
     ``leases`` say until when each claim holds, ``claimed`` when it was first made. Of the
-    keys in ``let_down`` one claim ended without a result: further ones keep nobody away.
+    keys in ``let_down`` one claim ended without a result: further ones keep nobody away;
+    those in ``gave_way`` made way for others once, as they should.
     ``patience`` is how long a lease may be renewed (milliseconds). ``sealed`` are the
     commits to it, ``lapsed`` those of them that nobody waits for any more; ``standing``
     says whose word counts, and ``check`` how the job is checked; ``chances`` are those of
@@ -94,6 +95,7 @@ class CellState:
     leases: Mapping[bytes, int] = field(default_factory=dict)
     claimed: Mapping[bytes, int] = field(default_factory=dict)
     let_down: frozenset[bytes] = frozenset()
+    gave_way: frozenset[bytes] = frozenset()
     patience: int = 1 << 62
     sealed: tuple[Sealed, ...] = ()
     lapsed: frozenset[bytes] = frozenset()
@@ -212,11 +214,9 @@ def _heard(cell: CellState) -> _Heard:
             voice = speakers[run.author]
             told.add(voice)
             sets.setdefault(run.comparable, {}).setdefault(run.digest, set()).add(voice)
-    waiting = {
-        speakers[seal.author]
-        for seal in seals
-        if seal.author in opened.sealed and seal.id not in cell.lapsed
-    }
+    # Who was waited for in vain is waited for no more, however often it commits again.
+    vain = {seal.author for seal in seals if seal.id in cell.lapsed}
+    waiting = {speakers[author] for author in opened.sealed if author not in vain}
     broken = {speakers[run.author] for run in done if not run.completed}
     return _Heard(list(sets.values()), opened, len(waiting - told - broken))
 

@@ -19,7 +19,8 @@ from ponyswarm.ledger.journal import Journal
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Entry, Spec
 from ponyswarm.p2p.blobs import BlobStore
-from ponyswarm.p2p.protocol import Protocol, project_topic
+from ponyswarm.p2p.protocol import Protocol
+from ponyswarm.p2p.topics import project_topic
 from ponyswarm.refusals import Refusals
 
 ORIGIN, RELAY = b"o" * 32, b"r" * 32

@@ -312,6 +312,17 @@ def test_who_gives_a_cell_back_after_long_keeps_nobody_away_a_second_time(scene)
     assert [claim.cell for claim in scene.claims(scene.tick())] == [cell]
 
 
+def test_who_makes_way_a_second_time_keeps_nobody_away_a_third(scene):
+    """It could otherwise push others off a cell for ever."""
+    job, (cell,) = scene.job(redundancy=1)
+    for _ in range(2):
+        scene.hear(Claim(job=job.id, cell=cell, until=scene.now + LEASE_MS))
+        assert not scene.claims(scene.tick(GIVE_WAY_MS - 1))
+        scene.hear(Claim(job=job.id, cell=cell, until=0))
+    scene.hear(Claim(job=job.id, cell=cell, until=scene.now + LEASE_MS))
+    assert [claim.cell for claim in scene.claims(scene.tick())] == [cell]
+
+
 def test_one_project_does_not_starve_another(scene):
     """Each has work without end; the slots go round."""
     other = Author(2).project(name="other")

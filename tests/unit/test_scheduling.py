@@ -304,6 +304,13 @@ def test_nobody_looks_again_while_a_commit_may_decide():
     assert look_again(replace(state, done=opened, sealed=(own, second))) == {B}
 
 
+def test_who_was_waited_for_in_vain_is_waited_for_no_more_however_often_it_commits():
+    seal = Sealed(id=digest("commit"), author=C, commitment=digest("secret"))
+    again = replace(seal, id=digest("again"), commitment=digest("another"))
+    assert still_wanted(cell(sealed=(seal,))) == 1
+    assert still_wanted(cell(sealed=(seal, again), lapsed=frozenset({seal.id}))) == 2
+
+
 # --- who stands in the way ----------------------------------------------------------------
 
 
