@@ -78,3 +78,22 @@ def test_machines_that_are_faster_or_have_more_slots_run_more(world):
     print(runs)
     assert runs["fast"] > 3 * runs["slow"]
     assert runs["wide"] > 2 * runs["slow"]
+
+
+def test_a_newer_commit_goes_before_what_is_left_of_an_older_one(world):
+    for _ in range(4):
+        world.add(slots=1, seconds=(10, 20))
+    maintainer, (project,) = found(world, "demo")
+    old = maintainer.say(job_for(("3.12",), 40, 1), project)
+    world.run(60)
+    new = maintainer.say(job_for(("3.12",), 20, 1), project)
+    announced = world.now
+    world.run(
+        3600, until=lambda: len(done(maintainer)) == 60 and min(done(maintainer).values()) > 0
+    )
+    later = [run for run in world.runs if run.began > announced + 2_000]
+    last_new = max(run.began for run in later if run.job == new.id)
+    between = [run for run in later if run.job == old.id and run.began < last_new]
+    print(f"{len(between)} older ones between")
+    assert len(between) <= 2
+    assert any(run.job == old.id for run in later)
