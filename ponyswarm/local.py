@@ -214,7 +214,15 @@ class Locks:
             partial.write_bytes(encode_locks([made]))
             partial.replace(path)
             self._made.add(path)
+            self._forget()
             return made
+
+    def _forget(self) -> None:
+        """Remove locks that are too old to be used again."""
+        for path in self._folder.iterdir():
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < time.time() - LOCK_SECONDS:
+                    path.unlink()
 
     def _name(self, job: Job, cell: Cell, interpreter: Installed) -> str:
         facts = (

@@ -309,11 +309,10 @@ def _room(home: Home, settings: config.Settings) -> Iterator[Check]:
             )
         else:
             yield Check(name="disk", state=GOOD, what=what)
-    kept = sum(item.size for item in eviction.items(home.cache)) / config.GIB
-    what = (
-        f"{kept:.1f} of {settings.limits.cache / config.GIB:.1f} GiB taken by cached environments"
-    )
-    yield Check(name="cache", state=GOOD, what=f"{what}, sources and builds")
+    kept = eviction.taken(home.cache) / config.GIB
+    most = settings.limits.cache / config.GIB
+    what = f"{kept:.1f} of {most:.1f} GiB taken by environments, wheels, sources and builds"
+    yield Check(name="cache", state=GOOD, what=what)
     # Scratch is memory, too: see docs/adr/0005.
     wanted = settings.slots * (settings.limits.memory + settings.limits.disk)
     total = psutil.virtual_memory().total

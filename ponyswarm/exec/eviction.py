@@ -96,6 +96,7 @@ def _locked(file: Path) -> int:
             if _same(descriptor, file):
                 return descriptor
         except BaseException:
+            # Also of an interrupt: the lock would be held for as long as this process lives.
             os.close(descriptor)
             raise
         os.close(descriptor)
@@ -134,8 +135,14 @@ def items(cache: Path) -> list[Item]:
 
 
 def taken(cache: Path) -> int:
-    """Bytes that all of it takes, as far as an eviction counts them."""
-    return sum(item.size for item in items(cache))
+    """Bytes that all of the cache takes."""
+    return sum(item.size for item in items(cache)) + kept(cache)
+
+
+def kept(cache: Path) -> int:
+    """Bytes of what is no item: wheels, templates of databases, tools, locks."""
+    folders = cache.iterdir() if cache.exists() else ()
+    return sum(size_of(path) for path in folders if path.name not in KINDS)
 
 
 def sweep(cache: Path) -> None:

@@ -220,8 +220,8 @@ class Executor:
             if wheels > self._cache_bytes // 2:
                 # uv waits for its own runs under way, ours among them.
                 await self.environments.uv_run(["cache", "clean"], TIDY_SECONDS)
-                wheels = 0
-            room = max(0, self._cache_bytes - wheels)
+            kept = await trio.to_thread.run_sync(eviction.kept, self._cache)
+            room = max(0, self._cache_bytes - kept)
             done = await trio.to_thread.run_sync(eviction.evict, self._cache, room, time.time())
         except (OSError, PonySwarmError) as fault:
             # No reason to lose the outcome of the run that was just made.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from sources import PASSES, archive, unittest_spec
 from swarm_lab import announce as announce_by
 from swarm_lab import cells, found_project, ponyswarm, runs, until
 
-from ponyswarm.demo import Member, Swarm, open_swarm
+from ponyswarm.demo import Member, Swarm
 from ponyswarm.exec.interpreters import discover
 from ponyswarm.ledger.chain import Accept
 from ponyswarm.ledger.store import Store
@@ -23,12 +22,6 @@ from ponyswarm.messages import Entry
 from ponyswarm.volunteer import minor_version
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def swarm() -> Iterator[Swarm]:
-    with open_swarm(print) as opened:
-        yield opened
 
 
 @pytest.mark.timeout(180)

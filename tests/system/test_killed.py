@@ -36,7 +36,7 @@ from swarm_lab import found_project, runs, until
 
 from ponyswarm import config
 from ponyswarm.cli import main
-from ponyswarm.demo import Member, Swarm, minor, open_swarm
+from ponyswarm.demo import Member, Swarm, minor
 from ponyswarm.exec.interpreters import discover
 from ponyswarm.exec.provisioning import probe
 from ponyswarm.exec.services import mariadb, postgresql
@@ -374,12 +374,6 @@ def orphans(known: set[int]) -> list[psutil.Process]:
             continue
         found.append(one)
     return found
-
-
-@pytest.fixture
-def swarm() -> Iterator[Swarm]:
-    with open_swarm(print) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgpack
@@ -18,7 +17,6 @@ from test_later_versions import MORE, said_later
 
 from ponyswarm import codec, keys, status
 from ponyswarm.codec import ZERO
-from ponyswarm.demo import Swarm, open_swarm
 from ponyswarm.exec.interpreters import discover
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.node import now_ms
@@ -26,12 +24,6 @@ from ponyswarm.p2p.network import Gossip, Network, open_network
 from ponyswarm.p2p.topics import project_topic
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def swarm() -> Iterator[Swarm]:
-    with open_swarm(print) as opened:
-        yield opened
 
 
 @pytest.mark.timeout(120)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,22 +22,11 @@ from swarm_lab import (
 )
 
 from ponyswarm import keys
-from ponyswarm.demo import Swarm, open_swarm
-from ponyswarm.exec.interpreters import Installed, discover
+from ponyswarm.demo import Swarm
+from ponyswarm.exec.interpreters import Installed
 from ponyswarm.volunteer import minor_version
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def python() -> Installed:
-    return next(one for one in discover() if one.implementation == "cpython")
-
-
-@pytest.fixture
-def swarm() -> Iterator[Swarm]:
-    with open_swarm(print) as opened:
-        yield opened
 
 
 @pytest.mark.timeout(300)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from sources import PASSES, archive, unittest_spec
 from swarm_lab import announce, cells, found_project, kill, until
 
 from ponyswarm import keys
-from ponyswarm.demo import Member, Swarm, open_swarm
+from ponyswarm.demo import Member
 from ponyswarm.exec.interpreters import discover
 from ponyswarm.ledger.verdicts import Verdict
 from ponyswarm.volunteer import minor_version
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def swarm() -> Iterator[Swarm]:
-    with open_swarm(print) as opened:
-        yield opened
 
 
 def committed(member: Member, job: str) -> tuple[bytes, ...]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 from sources import archive, unittest_spec
 from swarm_lab import announce, cells, found_project, runs, until
 
-from ponyswarm.demo import Swarm, open_swarm
 from ponyswarm.exec.interpreters import discover
 from ponyswarm.ledger.verdicts import Verdict
 from ponyswarm.volunteer import minor_version
@@ -31,12 +29,6 @@ class Test(unittest.TestCase):
     def test_sometimes(self):
         self.assertGreater(time.time(), {at})
 """
-
-
-@pytest.fixture
-def swarm() -> Iterator[Swarm]:
-    with open_swarm(print) as opened:
-        yield opened
 
 
 @pytest.mark.timeout(420)

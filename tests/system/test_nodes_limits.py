@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,9 @@ from sources import PASSES, SLEEPS, archive, unittest_spec
 from swarm_lab import announce, found_project, ponyswarm, running, runs, until
 
 from ponyswarm import status
-from ponyswarm.demo import Member, Swarm, open_swarm
-from ponyswarm.exec.interpreters import Installed, discover
+from ponyswarm.demo import Member, Swarm
+from ponyswarm.exec.interpreters import Installed
 from ponyswarm.volunteer import minor_version
-
-
-@pytest.fixture(scope="module")
-def python() -> Installed:
-    return next(one for one in discover() if one.implementation == "cpython")
-
-
-@pytest.fixture
-def swarm() -> Iterator[Swarm]:
-    with open_swarm(print) as opened:
-        yield opened
 
 
 def holds(member: Member, word: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -13,7 +12,7 @@ from sources import archive, unittest_spec
 from swarm_lab import announce, cells, found_project, kill, running, runs, until
 
 from ponyswarm import config, keys, status
-from ponyswarm.demo import Member, Swarm, open_swarm
+from ponyswarm.demo import Member, Swarm
 from ponyswarm.exec.interpreters import discover
 from ponyswarm.exec.provisioning import probe
 from ponyswarm.exec.services.hosting import mark_of
@@ -35,12 +34,6 @@ class Test(unittest.TestCase):
             self.assertEqual(redis.recv(100), b"+PONG\\r\\n")
         time.sleep({seconds})
 """
-
-
-@pytest.fixture
-def swarm() -> Iterator[Swarm]:
-    with open_swarm(print) as opened:
-        yield opened
 
 
 def spec_of(folder: Path, python: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,12 @@ from swarm_lab import found_project, kill, until
 
 from ponyswarm import keys
 from ponyswarm.codec import decode_payload
-from ponyswarm.demo import Member, Swarm, open_swarm
+from ponyswarm.demo import Member, Swarm
 from ponyswarm.ledger.journal import Journal, boot_id, machine_id
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.messages import Entry, Vouch
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def swarm() -> Iterator[Swarm]:
-    with open_swarm(print) as opened:
-        yield opened
 
 
 def vouch(swarm: Swarm, maintainer: Member, number: int) -> None:

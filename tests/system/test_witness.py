@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,19 +11,13 @@ import trio
 from swarm_lab import kill
 
 from ponyswarm import keys
-from ponyswarm.demo import Member, Swarm, open_swarm
+from ponyswarm.demo import Member, Swarm
 from ponyswarm.keys import SecretKey, peer_id
 from ponyswarm.ledger import proofs, verifier
 from ponyswarm.p2p import witness
 from ponyswarm.p2p.network import open_network
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def swarm() -> Iterator[Swarm]:
-    with open_swarm(print) as opened:
-        yield opened
 
 
 def key(member: Member) -> bytes:

@@ -120,6 +120,23 @@ def test_sizes_are_written_down_once_and_a_link_counts_once(tmp_path):
     assert items(tmp_path)[0].size < (3 << 19)
 
 
+def test_an_item_that_grew_while_it_was_held_is_measured_again(tmp_path):
+    path = item(tmp_path, "environments/a", 1)
+    with held(path):
+        (path / "more").write_bytes(os.urandom(SIZE))
+        eviction.grown(path)
+    assert items(tmp_path)[0].size >= 2 * SIZE
+
+
+def test_what_cannot_be_evicted_counts_as_taken_too(tmp_path):
+    item(tmp_path, "sources/a", 1)
+    before = taken(tmp_path)
+    for name in ("uv", "services", "locks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data").write_bytes(os.urandom(SIZE))
+    assert taken(tmp_path) - before >= 3 * SIZE
+
+
 def test_a_sweep_takes_what_a_killed_eviction_left(tmp_path):
     path = item(tmp_path, "sources/one", 0)
     path.rename(path.with_name("one.evicted-123"))

@@ -27,6 +27,7 @@ def main(listing, tree, out, packages):
             else:
                 compile_plain(os.path.join(tree, path), os.path.join(target, name[:-3]))
         except Exception:
+            # A stranger's module breaks a compiler in any way; the run will say how.
             pass
 
 
@@ -44,6 +45,7 @@ def test_compiler():
         tail = rewrite.PYC_TAIL
         read, write = rewrite._rewrite_test, rewrite._write_pyc_fp
     except Exception:
+        # Whatever the job's pytest raises when it is imported, it is not this program's affair.
         return None
 
     def compile_test(source, target):

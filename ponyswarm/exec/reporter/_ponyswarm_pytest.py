@@ -85,6 +85,7 @@ def text(report):
             return str(longrepr[-1])[-1500:]
         return str(longrepr)[-1500:]
     except Exception:
+        # A plugin's own representation may raise anything; a message is only for people.
         return ""
 
 

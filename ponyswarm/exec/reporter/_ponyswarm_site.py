@@ -72,4 +72,5 @@ try:
     place_project()
     watch_unittest()
 except Exception:
+    # At the start of every Python of the job: an error here would be taken for its own.
     pass

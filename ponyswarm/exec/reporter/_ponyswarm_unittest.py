@@ -44,6 +44,7 @@ class Watch(object):
             try:
                 notice(*arguments, **named)
             except Exception:
+                # The test's own objects answer here (id, str); its result must not change by it.
                 pass
             return original(*arguments, **named)
 
@@ -102,6 +103,7 @@ def described(err):
         # Django's parallel runner sends exceptions whose traceback is another object.
         return "".join(traceback.format_exception(*err))[-1500:]
     except Exception:
+        # An exception's own __str__ may raise anything.
         return repr(err)[-1500:]
 
 

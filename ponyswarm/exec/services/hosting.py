@@ -154,6 +154,7 @@ class Hosting:
                         return server
                     await trio.sleep(0.01)
         except BaseException:
+            # Cancelled, above all: nobody else knows of the server yet.
             await server.stop()
             raise
         await server.stop()
