@@ -7,13 +7,13 @@ import click
 from ponyswarm import keys
 from ponyswarm.cli import EXIT_BAD, EXIT_INCONCLUSIVE, json_option, print_json
 from ponyswarm.cli.opening import now_ms
-from ponyswarm.cli.read import plain, short
+from ponyswarm.cli.read import moment, plain, short
 from ponyswarm.cli.screen import console
 from ponyswarm.errors import LocalError
 from ponyswarm.home import Home
-from ponyswarm.ledger import analysis
+from ponyswarm.ledger import analysis, history
+from ponyswarm.ledger import diff as comparison
 from ponyswarm.ledger.queries import JobRow, Reader
-from ponyswarm.policy import ReaderPolicy
 
 
 def _blobs(home: Home) -> analysis.Read:
@@ -54,11 +54,12 @@ def diff(ctx: click.Context, a: str, b: str, job: str | None, as_json: bool) -> 
         within = None if job is None else _job(reader, job)
         for text in (a, b):
             row = within or _job(reader, text)
-            cells = reader.cells(row, ReaderPolicy(agreeing=row.redundancy))
             sides.append(
-                analysis.of_job(cells) if within is None else analysis.resolve(row, cells, text)
+                comparison.of_job(reader, row)
+                if within is None
+                else comparison.within(reader, row, text)
             )
-        found = analysis.diff(sides[0], sides[1], _blobs(home))
+        found = comparison.diff(sides[0], sides[1], _blobs(home))
     if as_json:
         print_json(
             [
@@ -81,7 +82,7 @@ def diff(ctx: click.Context, a: str, b: str, job: str | None, as_json: bool) -> 
     ctx.exit(0 if all(one.same for one in found) else EXIT_BAD)
 
 
-def _print_diff(found: list[analysis.Difference], a: str, b: str) -> None:
+def _print_diff(found: list[comparison.Difference], a: str, b: str) -> None:
     out = console()
     for one in found:
         where = plain(one.place) or "all"
@@ -209,25 +210,30 @@ def volunteers(home: Home, project: str | None, jobs: int, as_json: bool) -> Non
 @json_option
 @click.pass_context
 def search(ctx: click.Context, words: tuple[str, ...], most: int, as_json: bool) -> None:
-    """Find failed tests by words of their names and messages.
+    """Find failed tests by words of their names and messages, the latest to arrive first.
 
     Exits 3 when nothing is found.
     """
     home: Home = ctx.obj
+    text = " ".join(words)
+    if not text.replace('"', "").strip():
+        raise LocalError(
+            "give at least one word to search for: part of a test's name, or of what it said"
+        )
     with Reader(home.ledger) as reader:
-        found = analysis.search(reader, " ".join(words), most)
+        found = history.search(reader, text, most)
     if as_json:
         print_json(
             [
                 {
-                    "project": one.project,
-                    "job": one.job,
+                    "project": one.project_name,
+                    "job": one.title,
                     "commit": one.commit,
                     "cell": one.place,
-                    "volunteer": one.volunteer,
+                    "volunteer": keys.peer_id(one.author),
                     "test": one.test,
                     "message": one.message,
-                    "time": one.time,
+                    "time": moment(one.time),
                 }
                 for one in found
             ]
@@ -236,8 +242,8 @@ def search(ctx: click.Context, words: tuple[str, ...], most: int, as_json: bool)
         out = console()
         for one in found:
             out.print(
-                f"[dim]{one.time}[/dim] {plain(one.project)}  {plain(one.job)}  "
-                f"{plain(one.place)}  {short(keys.parse_peer_id(one.volunteer))}"
+                f"[dim]{moment(one.time)}[/dim] {plain(one.project_name)}  {plain(one.title)}  "
+                f"{plain(one.place)}  {short(one.author)}"
             )
             out.print(f"  [red]✗[/red] {plain(one.test)}")
             for line in one.message.splitlines()[-4:]:

@@ -1,4 +1,4 @@
-"""Further questions to the ledger: what differs, what is flaky, who agrees, what failed.
+"""Further questions to the ledger: what is flaky, who agrees, and any that SQL can ask.
 
 Each works from outcomes as they are held here: from a run's list of tests where that blob
 is here (``read`` gives its bytes, or None), else from the digest and the names of bad
@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ponyswarm.codec import comparable, decode_kept, decode_payload, decode_tests
 from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.ledger import verdicts
-from ponyswarm.ledger.queries import CellRow, JobRow, Reader
+from ponyswarm.ledger.queries import CellRow, Reader
 from ponyswarm.ledger.verdicts import Record, TestFinding, add_cell
 from ponyswarm.messages import Result
 from ponyswarm.policy import ReaderPolicy, Standing, cross_check, window_ms
@@ -71,85 +71,6 @@ def differing(one: Tests, other: Tests) -> dict[str, tuple[str, str]]:
 
 def _bad(tests: Tests) -> set[str]:
     return {id_ for id_, status in tests.statuses.items() if status in (BAD, "failed", "error")}
-
-
-# --- diff ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """One place of a matrix in two jobs, environments or volunteers.
-
-    ``tests`` is None when the outcomes differ and which tests do is not known here.
-    """
-
-    place: str
-    left: str
-    right: str
-    same: bool
-    tests: Mapping[str, tuple[str, str]] | None
-
-
-# A side of a comparison: the outcome that stands for each place.
-Side = Mapping[str, Result]
-
-
-def place(cell: CellRow, *, python: bool = True) -> str:
-    parts = (cell.python if python else "", cell.services, cell.factors)
-    return " ".join(part for part in parts if part)
-
-
-def of_job(cells: Iterable[CellRow]) -> Side:
-    """By cell: the outcome of the majority, or the only one, or a broken run."""
-    side = {}
-    for cell in cells:
-        runs = sorted(cell.results, key=lambda row: row.digest != cell.finding.digest)
-        if runs:
-            side[place(cell)] = runs[0].result
-    return side
-
-
-def of_volunteer(cells: Iterable[CellRow], key: bytes) -> Side:
-    """By cell: the last outcome of one key."""
-    return {place(cell): row.result for cell in cells for row in cell.results if row.author == key}
-
-
-def of_environment(cells: Iterable[CellRow], text: str) -> Side:
-    """By services and factors: the outcome on one Python or platform."""
-    chosen: dict[str, Result] = {}
-    for cell in cells:
-        runs = sorted(cell.results, key=lambda row: row.digest != cell.finding.digest)
-        fitting = [row for row in runs if cell.python == text or text in row.environment]
-        if fitting:
-            chosen[place(cell, python=False)] = fitting[0].result
-    return chosen
-
-
-def diff(left: Side, right: Side, read: Read) -> list[Difference]:
-    """What differs in each place that both sides have."""
-    found = []
-    for where in [where for where in left if where in right]:
-        one, other = left[where], right[where]
-        same = (one.state, one.digest) == (other.state, other.digest)
-        tests: Mapping[str, tuple[str, str]] | None = {}
-        if not same:
-            mine, theirs = tests_of(one, read), tests_of(other, read)
-            both_ran = one.state == other.state == "completed"
-            known = both_ran and mine is not None and theirs is not None
-            tests = differing(mine, theirs) if known and mine and theirs else None
-        found.append(
-            Difference(
-                place=where, left=_summary(one), right=_summary(other), same=same, tests=tests
-            )
-        )
-    return found
-
-
-def _summary(result: Result) -> str:
-    if result.state == "broken":
-        return f"broken ({result.reason})"
-    counts = {str(status): n for status, n in result.counts.items() if n}
-    return ", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "no tests"
 
 
 # --- flaky -----------------------------------------------------------------------------------
@@ -296,52 +217,6 @@ def by_test(
     )
 
 
-# --- search ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A test that failed in a run."""
-
-    project: str
-    job: str
-    commit: str
-    place: str
-    volunteer: str
-    test: str
-    message: str
-    time: str
-
-
-def search(reader: Reader, text: str, most: int) -> list[Failure]:
-    """Failed tests whose id or message has all these words, the best matches first."""
-    words = [f'"{word.replace(chr(34), "")}"' for word in text.split() if word.strip('"')]
-    if not words:
-        raise LocalError("give at least one word to search for")
-    # The last word may be a beginning, as when one types.
-    query = " ".join(words) + "*"
-    rows = reader.select(
-        "SELECT ifnull(project, ''), ifnull(job, ''), ifnull(\"commit\", ''), ifnull(python, ''),"
-        " ifnull(services, ''), ifnull(factors, ''), volunteer, test, message, time"
-        " FROM (SELECT rowid AS found FROM failure_text WHERE failure_text MATCH ? ORDER BY rank"
-        " LIMIT ?) JOIN failures ON failure = found",
-        (query, most),
-    )
-    return [
-        Failure(
-            project=row[0],
-            job=row[1],
-            commit=row[2],
-            place=" ".join(part for part in row[3:6] if part),
-            volunteer=row[6],
-            test=row[7],
-            message=row[8],
-            time=row[9],
-        )
-        for row in rows
-    ]
-
-
 # --- free questions ----------------------------------------------------------------------------
 
 _ALLOWED = {
@@ -426,21 +301,3 @@ def tables(path: Path) -> list[tuple[str, str, tuple[str, ...]]]:
             )
             for kind, name in found
         ]
-
-
-def resolve(job: JobRow, cells: Sequence[CellRow], text: str) -> Side:
-    """A side of a comparison within one job: a volunteer's key (or its end), else a Python
-    or a piece of an environment's name. `LocalError` when nothing fits."""
-    from ponyswarm.keys import peer_id
-
-    authors = {row.author for cell in cells for row in cell.results}
-    fitting = [key for key in authors if len(text) >= 6 and peer_id(key).endswith(text)]
-    if len(fitting) == 1:
-        return of_volunteer(cells, fitting[0])
-    side = of_environment(cells, text)
-    if not side:
-        raise LocalError(
-            f"nothing in {job.title!r} ran on or by {text!r}: name a Python of the matrix, a part "
-            "of an environment such as 'linux arm64', or the end of a volunteer's key"
-        )
-    return side

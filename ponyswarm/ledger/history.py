@@ -158,6 +158,8 @@ class Found:
     title: str
     commit: str
     cell: bytes
+    place: str
+    author: bytes
     test: str
     message: str
     time: int
@@ -166,19 +168,24 @@ class Found:
 def search(reader: Reader, text: str, most: int) -> list[Found]:
     """Failed tests whose id or message has all these words, the latest to arrive first.
 
-    `analysis.search` orders by how well they match, which must weigh all that do.
+    The last word may be a beginning, as when one types. To order them by how well they match
+    would mean to weigh all that do.
     """
     words = [f'"{word.replace(chr(34), "")}"' for word in text.split() if word.strip('"')]
     if not words:
         return []
     rows = reader.select(
         "SELECT feed.project, ifnull(project.name, ''), failure.job, ifnull(title, ''),"
-        " ifnull(\"commit\", ''), failure.cell, test, message, time"
+        " ifnull(\"commit\", ''), failure.cell, ifnull(python, ''), ifnull(services, ''),"
+        " ifnull(factors, ''), key, test, message, time"
         " FROM (SELECT rowid AS found FROM failure_text WHERE failure_text MATCH ?"
         " ORDER BY rowid DESC LIMIT ?) CROSS JOIN failure ON failure = found"
         " JOIN entry USING (arrival) JOIN feed USING (feed)"
+        " JOIN author ON author.author = feed.author"
         " LEFT JOIN project ON project.project = feed.project"
-        " LEFT JOIN job ON job.job = failure.job ORDER BY found DESC",
+        " LEFT JOIN job ON job.job = failure.job"
+        " LEFT JOIN cell ON cell.job = failure.job AND cell.cell = failure.cell"
+        " ORDER BY found DESC",
         (" ".join(words) + "*", most),
     )
     return [
@@ -189,9 +196,11 @@ def search(reader: Reader, text: str, most: int) -> list[Found]:
             title=row[3],
             commit=row[4],
             cell=row[5],
-            test=row[6],
-            message=row[7],
-            time=row[8],
+            place=" ".join(part for part in row[6:9] if part),
+            author=row[9],
+            test=row[10],
+            message=row[11],
+            time=row[12],
         )
         for row in rows
     ]

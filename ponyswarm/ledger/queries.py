@@ -190,6 +190,13 @@ class Reader:
         ((key,),) = self.select("SELECT key FROM author WHERE author = ?", (author,))
         return bytes(key)
 
+    def environment(self, environment: int) -> str:
+        """The words for an environment's number."""
+        ((text,),) = self.select(
+            "SELECT text FROM environment WHERE environment = ?", (environment,)
+        )
+        return str(text)
+
     def select(
         self, sql: str, values: Sequence[object] | Mapping[str, object] = ()
     ) -> list[tuple[Any, ...]]:
@@ -691,6 +698,15 @@ class Reader:
         payload = None if row is None else decode_payload(decode_kept(row[0]))
         return payload if isinstance(payload, Result) else None
 
+    def outcome(self, job: bytes, cell: bytes, author: int, arrival: int) -> Result:
+        """What one run gave, as far as it is known here still."""
+        frame, *row = self._db.execute(
+            "SELECT frame, state, reason, passed, failed, skipped, digest, seconds FROM result"
+            " JOIN entry USING (arrival) WHERE job = ? AND cell = ? AND author = ? AND arrival = ?",
+            (job, cell, author, arrival),
+        ).fetchone()
+        return _told(job, cell, decode_kept(frame), row)
+
     def _results(self, job: bytes, only: bytes | None) -> list[tuple[bytes, ResultRow]]:
         rows = self._db.execute(
             "SELECT result.cell, author.key, entry.frame, environment.text,"
@@ -706,8 +722,7 @@ class Reader:
         found = []
         for cell, author, frame, environment, disputed, *row in rows:
             entry = decode_kept(frame)
-            result = _left_of(job, cell, *row) if entry.is_bare else decode_payload(entry)
-            assert isinstance(result, Result)
+            result = _told(job, cell, entry, row)
             counts = {str(status): count for status, count in result.counts.items()}
             found.append(
                 (
@@ -882,6 +897,13 @@ def _explained(
         row = found[counted[place]]
         found[counted[place]] = replace(row, ignored="it is not what its author committed to")
     return tuple(found)
+
+
+def _told(job: bytes, cell: bytes, entry: Entry, row: Sequence[Any]) -> Result:
+    """A result from its entry, or where that is bare from the columns that are left of it."""
+    result = _left_of(job, cell, *row) if entry.is_bare else decode_payload(entry)
+    assert isinstance(result, Result)
+    return result
 
 
 def _left_of(

@@ -15,7 +15,7 @@ from filled import Ledger
 from ponyswarm import codec, keys
 from ponyswarm.cli import main
 from ponyswarm.errors import LocalError
-from ponyswarm.ledger import analysis
+from ponyswarm.ledger import analysis, diff, history
 from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.store import RIGHTS
 from ponyswarm.ledger.verdicts import Verdict
@@ -288,7 +288,9 @@ def test_no_question_about_a_project_or_a_commit_scans_entries_or_results(made):
         reader.log(author=A.public)
         analysis.flaky(reader, project, lambda _: None)
         analysis.records(reader, project, FAR)
-        analysis.search(reader, "t", 10)
+        history.search(reader, "t", 10)
+        latest = reader.find_job(project, None, None)
+        diff.diff(diff.of_job(reader, latest), diff.within(reader, latest, "3.12"), lambda _: None)
 
     found = plans(made, ask)
     assert len(found) > 30
