@@ -20,7 +20,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -319,10 +319,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="cases of examples/cases.toml (default: all)")
     parser.add_argument("--home", type=Path, help="of 'ponyswarm run', kept (default: a new one)")
     parser.add_argument("--way", choices=["both", "run", "node"], default="both")
+    parser.add_argument("--python", action="append", help="only of these (default: the case's)")
     parser.add_argument("--write", action="store_true", help="update docs/cases.md")
     chosen = parser.parse_args()
     cases = load()
     picked = [cases[name] for name in chosen.names] or list(cases.values())
+    if chosen.python:
+        picked = [replace(case, pythons=tuple(chosen.python)) for case in picked]
     faults: list[str] = []
     digests: dict[tuple[str, ...], str] = {}
 
