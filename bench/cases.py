@@ -88,9 +88,10 @@ class Case:
         counts, wanted = Counter(ran.counts), Counter(self.expected(ran.cell))
         unlucky = len(set(ran.bad) & set(self.flaky))
         counts.update(passed=unlucky, failed=-unlucky)
-        if counts != wanted:
-            return f"{self.name} {ran.cell}: {dict(ran.counts)}, expected {dict(wanted)}"
         unexplained = sorted(set(ran.bad) - set(self.bad) - set(self.flaky))
+        if counts != wanted:
+            named = f"; nothing explains {unexplained}" if unexplained else ""
+            return f"{self.name} {ran.cell}: {dict(ran.counts)}, expected {dict(wanted)}{named}"
         return f"{self.name} {ran.cell}: nothing explains {unexplained}" if unexplained else ""
 
 
