@@ -90,7 +90,7 @@ def _packed(path: Path, data: bytes, commit: str, spec_file: Path | None) -> Pac
         try:
             named = source.named(tree)
         except PeerError as fault:
-            raise LocalError(f"{path}: {fault}; mend that file, then try again") from fault
+            raise LocalError(f"{path}: {fault.detail}; mend that file, then try again") from fault
         if spec_file is not None:
             spec = from_pyproject(spec_file.read_text("utf-8"), spec_file.name)
         else:
@@ -125,8 +125,8 @@ def _unpacked(data: bytes, name: str, folder: Path) -> Path:
         return source.unpack(archive, folder / "tree")
     except PeerError as fault:
         raise LocalError(
-            f"{name} is not a source archive that can be used ({fault}): announce a git checkout "
-            "or an sdist as 'python -m build --sdist' makes it"
+            f"{name} is not a source archive that can be used ({fault.detail}): announce a git "
+            "checkout or an sdist as 'python -m build --sdist' makes it"
         ) from fault
 
 

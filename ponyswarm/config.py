@@ -201,7 +201,7 @@ def _relay_mode(text: str) -> Literal["auto", "yes", "no"]:
     try:
         return "yes" if _yes_no(text) else "no"
     except ValueError:
-        raise ValueError("is none of auto, yes and no") from None
+        raise ValueError("is none of auto, yes and no: write one of these") from None
 
 
 def _yes_no(text: str) -> bool:
@@ -216,7 +216,7 @@ def _command(text: str) -> str:
         words = shlex.split(text)
     except ValueError as fault:
         raise ValueError(f"is no command ({fault}): quote it as in a shell") from fault
-    if not words:
+    if not words or not words[0]:
         raise ValueError("names no program: write its full path")
     return text
 
@@ -436,7 +436,7 @@ def _services(source: str, ini: ConfigParser) -> dict[str, Service]:
         text = raw.strip()
         where = f"{source}: [services] {key}"
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
-            raise LocalError(f"{where}: {name!r} is no service's name")
+            raise LocalError(f"{where}: {name!r} is no service's name: write one such as redis")
         if not dot:
             wanted[name] = _value(source, "services", key, text, _yes_no)
             continue

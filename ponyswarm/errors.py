@@ -19,12 +19,13 @@ class PeerError(PonySwarmError):
     """Bytes from elsewhere that break a rule.
 
     ``reason`` is a short fixed word, such as ``bad-signature``, under which the
-    node counts the refusal and lowers the sender's score.
+    node counts the refusal and lowers the sender's score. ``detail`` is for people.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+        self.detail = detail or reason
 
 
 class InfraError(PonySwarmError):

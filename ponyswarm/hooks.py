@@ -172,7 +172,8 @@ def _git(repository: Path, *arguments: str) -> str:
             timeout=60,
         )
     except (OSError, subprocess.TimeoutExpired) as fault:
-        raise LocalError(f"git does not run: {fault}; install git, then try again") from fault
+        why = getattr(fault, "strerror", None) or "no answer within two minutes"
+        raise LocalError(f"git does not run ({why}): install git, then try again") from fault
     if done.returncode:
         raise LocalError(
             f"{repository} is no git repository ({done.stderr.strip()}): name one, or make one "

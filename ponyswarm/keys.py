@@ -25,6 +25,7 @@ SIGNATURE_SIZE = 64
 # The identity multihash header (0x00, length 0x24) and the protobuf header of an
 # Ed25519 public key: https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md
 _PEER_ID_PREFIX = bytes.fromhex("002408011220")
+_HOW = "a key looks like 12D3KooW…, as 'ponyswarm key show' prints it"
 
 
 class SecretKey:
@@ -32,7 +33,7 @@ class SecretKey:
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != KEY_SIZE:
-            raise LocalError(f"a key seed has {KEY_SIZE} bytes, not {len(seed)}")
+            raise ValueError(f"a key seed has {KEY_SIZE} bytes, not {len(seed)}")
         self._key = SigningKey(seed)
         self.public: bytes = bytes(self._key.verify_key)
 
@@ -62,9 +63,9 @@ def parse_peer_id(text: str) -> bytes:
     try:
         raw = bytes(base58.b58decode(text.strip()))
     except ValueError as fault:
-        raise LocalError(f"{text!r} is not a key: a key looks like 12D3KooW…") from fault
+        raise LocalError(f"{text!r} is not a key: {_HOW}") from fault
     if len(raw) != len(_PEER_ID_PREFIX) + KEY_SIZE or not raw.startswith(_PEER_ID_PREFIX):
-        raise LocalError(f"{text!r} is not an Ed25519 peer id: a key looks like 12D3KooW…")
+        raise LocalError(f"{text!r} is not a whole Ed25519 key: {_HOW}")
     return raw[len(_PEER_ID_PREFIX) :]
 
 
@@ -103,11 +104,13 @@ def load(path: Path) -> SecretKey:
         text = path.read_text("ascii").strip()
     except FileNotFoundError as fault:
         raise LocalError(f"there is no key at {path}: make one with 'ponyswarm init'") from fault
-    except (OSError, UnicodeDecodeError) as fault:
+    except OSError as fault:
         raise LocalError(
-            f"the key at {path} cannot be read: {fault}; check who owns it, or restore it from a "
-            "backup"
+            f"the key at {path} cannot be read: {fault.strerror}; check who owns it, or restore "
+            "it from a backup"
         ) from fault
+    except UnicodeDecodeError:
+        text = ""  # As damaged as any other wrong text.
     if os.name == "posix" and mode & 0o077:
         raise LocalError(
             f"the key at {path} can be read by other users: close it with 'chmod 600 {path}'"
@@ -123,10 +126,16 @@ def load(path: Path) -> SecretKey:
 
 def save(path: Path, key: SecretKey) -> None:
     """Write a new key file, mode 0600; refuses to replace one (`LocalError`)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError as fault:
+    except OSError as fault:
+        if not path.exists():
+            raise LocalError(
+                f"the key {path} cannot be written: {fault.strerror}; check who owns that folder, "
+                "or choose another home with --home DIR"
+            ) from fault
         raise LocalError(
             f"there is a key at {path} already, and it is never replaced: for another one choose "
             "another home with --home DIR"

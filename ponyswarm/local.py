@@ -167,7 +167,7 @@ def places(
     try:
         cells = matrix.cells(chosen)
     except PeerError as fault:
-        raise LocalError(str(fault)) from fault
+        raise LocalError(f"the matrix cannot be run: {fault.detail}") from fault
     found = [cell for cell in cells if not wanted or any(_means(text, cell) for text in wanted)]
     if not found:
         names = ", ".join(describe_cell(cell) for cell in cells[:20])

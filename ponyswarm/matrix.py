@@ -27,10 +27,10 @@ def cells(spec: Spec) -> tuple[Cell, ...]:
     size = len(spec.python) * max(1, len(spec.services))
     for name, choices in factors:
         if not choices:
-            raise PeerError("bad-matrix", f"the factor {name!r} has no values")
+            raise PeerError("bad-matrix", f"the factor {name!r} has no values: give it some")
         size *= len(choices)
     if size > MAX_CELLS:
-        raise PeerError("bad-matrix", f"{size} cells, and {MAX_CELLS} is the most")
+        raise PeerError("bad-matrix", f"{size} cells, and {MAX_CELLS} is the most: take some out")
     found: dict[Cell, None] = {}
     for python, services in product(spec.python, spec.services or ("",)):
         for values in product(*(choices for _, choices in factors)):
@@ -44,7 +44,7 @@ def cells(spec: Spec) -> tuple[Cell, ...]:
             if not any(_is_excluded(cell, rule) for rule in spec.exclude):
                 found[cell] = None
     if not found:
-        raise PeerError("bad-matrix", "every cell is excluded")
+        raise PeerError("bad-matrix", "every cell is excluded: take a rule out of 'exclude'")
     return tuple(found)
 
 

@@ -71,7 +71,7 @@ class Session:
             )
         except PeerError as fault:
             raise LocalError(
-                f"this cannot be published ({fault}): an entry holds 8 KiB; make it shorter"
+                f"this cannot be published: {fault.detail}; change that, then try again"
             ) from fault
         reason = draft_refusal(state, draft, payload)
         if reason is None:

@@ -94,8 +94,7 @@ def from_table(table: Mapping[str, object], name: str) -> Spec:
         spec = convert(plain, Spec, "bad-spec")
         cells(spec)
     except PeerError as fault:
-        detail = str(fault).partition(": ")[2].replace("$.", "").replace("`", "'")
-        raise LocalError(f"{name}, [{_TABLE}]: {detail}") from fault
+        raise LocalError(f"{name}, [{_TABLE}]{_at_key(fault.detail)}") from fault
     for python in spec.python:
         try:
             requirement(python)
@@ -112,11 +111,19 @@ def from_table(table: Mapping[str, object], name: str) -> Spec:
     except LocalError as fault:
         raise LocalError(f"{name}, [{_TABLE}.install] from_source: {fault}") from fault
     if spec.runner == "command" and "command" not in plain:
-        raise LocalError(f"{name}, [{_TABLE}]: runner = 'command' needs a command")
+        raise LocalError(
+            f"{name}, [{_TABLE}]: runner = 'command' needs a command: write command = \"…\""
+        )
     _check_report(spec, name)
     for rule in spec.exclude:
         _known(rule, {"python", "services", *spec.factors}, name, f"{_TABLE}.exclude")
     return spec
+
+
+def _at_key(detail: str) -> str:
+    """``Expected `array`, got `int` - at `$.python` `` as " python: expected array, got int"."""
+    wrong, _, place = detail.replace("`", "").partition(" - at $.")
+    return f" {place}: {wrong[:1].lower()}{wrong[1:]}" if place else f": {detail}"
 
 
 def _check_report(spec: Spec, name: str) -> None:
@@ -125,7 +132,8 @@ def _check_report(spec: Spec, name: str) -> None:
     place = f"{name}, [{_TABLE}] report"
     if spec.runner != "command":
         raise LocalError(
-            f"{place}: only runner = 'command' reads a report; {spec.runner} tells its tests itself"
+            f"{place}: only runner = 'command' reads a report, and {spec.runner} tells its tests "
+            "itself: take this key out"
         )
     path = PurePosixPath(spec.report)
     if path.is_absolute() or ".." in path.parts:
@@ -153,7 +161,9 @@ def _words(text: str, name: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as fault:
-        raise LocalError(f"{name}, [{_TABLE}] command: {fault} in {text!r}") from fault
+        raise LocalError(
+            f"{name}, [{_TABLE}] command: {fault} in {text!r}: quote it as in a shell"
+        ) from fault
 
 
 def _mapping(value: object) -> Mapping[str, object]:

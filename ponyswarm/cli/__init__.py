@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -118,12 +119,25 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except (PonySwarmError, KeyboardInterrupt) as fault:
             faults: list[BaseException] = [fault]
+        except OSError as fault:
+            if fault.filename is None:
+                raise
+            faults = [_unusable(fault)]
         except BaseExceptionGroup as group:
             # A nursery wraps what its tasks raise; only what is ours has an end here.
             faults = list(_leaves(group))
             if not all(isinstance(leaf, (PonySwarmError, KeyboardInterrupt)) for leaf in faults):
                 raise
-        raise click.exceptions.Exit(_report(faults))
+        # The chain says to those who look (tests, a debugger) where each text came from.
+        raise click.exceptions.Exit(_report(faults)) from faults[0]
+
+
+def _unusable(fault: OSError) -> InfraError:
+    """A file or folder that a command did not look out for; nothing is known but its name."""
+    return InfraError(
+        f"{os.fsdecode(fault.filename)} cannot be used ({fault.strerror}): check what it is, who "
+        "owns it, and that the disk has room"
+    )
 
 
 @contextmanager

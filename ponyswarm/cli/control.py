@@ -84,5 +84,5 @@ def _tell(home: Home, told: Control) -> None:
     except OSError as fault:
         raise InfraError(
             f"{home.control} cannot be written ({os.strerror(fault.errno or 0)}): "
-            "the node was told nothing"
+            "the node was told nothing. Check who owns that folder, then try again"
         ) from fault

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -126,12 +127,8 @@ def export(
         running = node_is_running(home)
         held = covering(notary.log, entry.id, needed, seconds if running else None)
         data = notary.log.prove(entry.id, entry.frame, held)
-    try:
+    with writing(output):
         output.write_bytes(data)
-    except OSError as fault:
-        raise LocalError(
-            f"{output} cannot be written: {fault.strerror}; name another file by -o"
-        ) from fault
     facts = {
         "entry": entry.id.hex(),
         "file": str(output),
@@ -199,12 +196,8 @@ def _view(
     if output == Path("-"):
         click.echo(data, nl=False)
         return
-    try:
+    with writing(output):
         output.write_bytes(data)
-    except OSError as fault:
-        raise LocalError(
-            f"{output} cannot be written: {fault.strerror}; name another file by -o"
-        ) from fault
     if as_json:
         print_json({"file": str(output), "bytes": len(data), "job": row.id.hex()})
     else:
@@ -225,16 +218,23 @@ def _tests(home: Home, row: ResultRow) -> Sequence[TestRecord]:
 def _frames(home: Home, project: str, output: Path, *, as_json: bool) -> None:
     with Reader(home.ledger) as reader:
         chosen = None if project == "all" else reader.find_project(project)
-    try:
+    with writing(output):
         count = dump.write(output, home.ledger, chosen)
-    except OSError as fault:
-        raise LocalError(
-            f"{output} cannot be written: {fault.strerror}; name another file by -o"
-        ) from fault
     if as_json:
         print_json({"file": str(output), "entries": count})
     else:
         click.echo(f"{output}: {count} entries; docs/protocol.md says how to read them")
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """What is done in the block writes that file, and it is said when that cannot be."""
+    try:
+        yield
+    except OSError as fault:
+        raise LocalError(
+            f"{output} cannot be written: {fault.strerror}; name another file by -o"
+        ) from fault
 
 
 def find(reader: Reader, text: str, author: bytes | None) -> Entry:

@@ -32,7 +32,9 @@ def fsck(ctx: click.Context, repair: bool, as_json: bool) -> None:
             home.lock.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as fault:
-            raise LocalError("a node runs on this home: stop it before a repair") from fault
+            raise LocalError(
+                "a node runs on this home: stop it ('ponyswarm drain --wait'), then repair"
+            ) from fault
 
     def progress(done: int) -> None:
         if not as_json and sys.stderr.isatty():

@@ -41,8 +41,6 @@ def opened(home: Home, *, archive: bool = False) -> Iterator[Session]:
     """The home's session, with the budgets of its settings; an archive's blobs have none."""
     from ponyswarm.session import open_session
 
-    if not home.key.exists():
-        raise LocalError(f"there is no key in {home.config_dir}: run 'ponyswarm init' first")
     settings = config.load(home.ini) if home.ini.exists() else config.Settings()
     limits = settings.limits
     archive = archive or settings.retention.archive
@@ -95,7 +93,8 @@ def _password(service: config.Service) -> str:
         if found is None:
             raise LocalError(
                 f"the password of {service.name} should be in the environment variable "
-                f"{service.password_env}, which is not set"
+                f"{service.password_env}, which is not set: set it, or take the line out of "
+                "ponyswarm.ini"
             )
         return found
     if service.password_file is None:
@@ -104,5 +103,7 @@ def _password(service: config.Service) -> str:
         return service.password_file.read_text("utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as fault:
         raise LocalError(
-            f"the password of {service.name} cannot be read from {service.password_file}: {fault}"
+            f"the password of {service.name} cannot be read from {service.password_file} "
+            f"({getattr(fault, 'strerror', 'it is not UTF-8')}): mend that file, or name another "
+            f"by {service.name}.password_file in ponyswarm.ini"
         ) from fault

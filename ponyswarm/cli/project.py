@@ -273,12 +273,16 @@ def approve(home: Home, name: str, proposal: str | None, as_json: bool) -> None:
         open_ = [
             one for one in state.proposals if one.id.hex().startswith((proposal or "").lower())
         ]
-        if len(open_) != 1:
-            what = f"{len(open_)} proposals" if open_ else "no proposal"
-            which = f" that begins with {proposal!r}" if proposal else ""
+        which = f" that begins with {proposal!r}" if proposal else ""
+        if not open_:
             raise LocalError(
-                f"{state.record.name} has {what}{which}: 'ponyswarm project show "
-                f"{state.record.name}' lists those that are open; give more of the id"
+                f"{state.record.name} has no proposal that is open{which}: 'ponyswarm project show "
+                f"{state.record.name}' lists what it has"
+            )
+        if len(open_) > 1:
+            raise LocalError(
+                f"{state.record.name} has {len(open_)} proposals that are open{which}: give more "
+                f"of the id of one; 'ponyswarm project show {state.record.name}' lists them"
             )
         if open_[0].stale:
             raise LocalError(

@@ -88,7 +88,7 @@ async def run(
     show: live.Show | None = None,
 ) -> None:
     """A node on this home until SIGINT or SIGTERM, or until there is nothing to run."""
-    settings = _settings(home)
+    settings = config.load(home.ini)
     if asked.listen:
         settings = replace(settings, listen=asked.listen)
     if asked.archive:
@@ -111,12 +111,6 @@ async def run(
     finally:
         home.status.unlink(missing_ok=True)
         lock.release()
-
-
-def _settings(home: Home) -> config.Settings:
-    if not home.ini.exists():
-        raise LocalError(f"there are no settings in {home.config_dir}: run 'ponyswarm init' first")
-    return config.load(home.ini)
 
 
 async def _run(
@@ -397,7 +391,7 @@ async def _tell_status(
 
 async def describe(home: Home) -> None:
     """Print what a node on this home would offer."""
-    settings = _settings(home)
+    settings = config.load(home.ini)
     offering = await _offering(home, settings, None)
     offered = offering.capacity
     click.echo(f"sandbox    {offering.sandbox}")

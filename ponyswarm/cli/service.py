@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from ponyswarm import __version__, background
+from ponyswarm import __version__, background, config
 from ponyswarm.cli import EXIT_USAGE, json_option, print_json
 from ponyswarm.cli.opening import home_option
 from ponyswarm.errors import InfraError, LocalError
@@ -59,8 +59,8 @@ def install(home: Home, kind: str, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         _print(plan, plan.install, as_json=as_json)
         return
-    if not home.ini.exists() and kind != "docker":
-        raise LocalError(f"there are no settings in {home.config_dir}: run 'ponyswarm init' first")
+    if kind != "docker":
+        config.load(home.ini)  # A node that cannot start is no service.
     try:
         plan.path.parent.mkdir(parents=True, exist_ok=True)
         plan.path.write_bytes(plan.data)
@@ -130,10 +130,10 @@ def plan_of(home: Home, kind: str) -> Plan:
     command = [sys.executable, "-m", "ponyswarm", *home_option(home), "node", "--plain"]
     path = os.environ.get("PATH", os.defpath)
     if kind == "systemd":
-        config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         control = ("systemctl", "--user")
         return Plan(
-            path=config / "systemd" / "user" / background.UNIT,
+            path=folder / "systemd" / "user" / background.UNIT,
             data=background.systemd(command, path).encode(),
             install=(
                 (*control, "daemon-reload"),
@@ -192,9 +192,10 @@ def _perform(command: Sequence[str], otherwise: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else "no answer within a minute"
         raise InfraError(
-            f"'{command[0]}' does not run here ({fault}); {otherwise}{' '.join(command)}"
+            f"'{command[0]}' does not run here ({why}); {otherwise}{' '.join(command)}"
         ) from fault
     if done.returncode:
-        why = (done.stderr or done.stdout).strip()
+        why = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
         raise InfraError(f"'{' '.join(command[:2])}' failed: {why}; {otherwise}{' '.join(command)}")

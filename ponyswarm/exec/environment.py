@@ -469,7 +469,9 @@ def _complete(partial: Path, target: Path) -> None:
     except OSError as fault:
         # Another process of this home was quicker; its result is the same.
         if not target.exists():
-            raise InfraError(f"{target.parent} cannot be written: {fault}") from fault
+            raise InfraError(
+                f"{target.parent} cannot be written ({fault.strerror}): check who owns it"
+            ) from fault
 
 
 def _open_to_read(folder: Path) -> None:

@@ -145,12 +145,15 @@ def fetch_sdist(
             continue
         digest = sha256 or published
         if not digest:
-            raise LocalError(f"the index gives no hash for {found}: give one")
+            raise LocalError(f"the index gives no hash for {found}, so it cannot be checked")
         target = into / Path(found).name
         if not (target.exists() and _hash(target.read_bytes()) == digest):
             data = _get(address, MAX_SDIST)[0]
             if _hash(data) != digest:
-                raise InfraError(f"{found} has the hash {_hash(data)}, not {digest}")
+                raise InfraError(
+                    f"{found} has the hash {_hash(data)}, not {digest}: it was changed there or "
+                    "on the way"
+                )
             into.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f"{target.name}.{os.getpid()}.part")
             partial.write_bytes(data)
@@ -169,7 +172,9 @@ def _files(page: str) -> Iterator[tuple[str, str, str]]:
                 for file in json.loads(data)["files"]
             ]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as fault:
-            raise InfraError(f"the package index sent a damaged page: {fault}") from fault
+            raise InfraError(
+                f"the package index sent a damaged page ({fault}): try again, or check its address"
+            ) from fault
         for filename, url, digest in files:
             yield filename, urllib.parse.urljoin(page, url), digest
         return
@@ -189,7 +194,10 @@ def _get(address: str, limit: int) -> tuple[bytes, str]:
     import urllib.request
 
     if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
-        raise LocalError("an index must be an http or https address")
+        raise LocalError(
+            "the package index is no http or https address: mend UV_DEFAULT_INDEX, or "
+            "PIP_INDEX_URL, whichever is set"
+        )
     request = urllib.request.Request(  # noqa: S310
         address,
         headers={
@@ -205,9 +213,11 @@ def _get(address: str, limit: int) -> tuple[bytes, str]:
             content_type = answer.headers.get("Content-Type", "")
     except (urllib.error.URLError, http.client.HTTPException, OSError) as fault:
         reason = getattr(fault, "reason", fault)
-        raise InfraError(f"the package index does not answer: {reason}") from fault
+        raise InfraError(
+            f"the package index does not answer ({reason}): check the network, then try again"
+        ) from fault
     if len(data) > limit:
-        raise InfraError(f"the package index sent more than {limit} bytes")
+        raise InfraError(f"the package index sent more than {limit} bytes: check its address")
     return data, content_type
 
 

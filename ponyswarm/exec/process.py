@@ -200,7 +200,7 @@ async def run(
     if shutil.which(argv[0], path=env.get("PATH")) is None:
         for descriptor in pass_fds:
             os.close(descriptor)
-        raise InfraError(f"{argv[0]} does not start: there is no such program")
+        raise InfraError(f"{argv[0]} does not start: there is no such program; install it")
     reader, writer = os.pipe()
     _widen(reader)
     given = _unnamed(stdin)
@@ -218,7 +218,9 @@ async def run(
         )
     except OSError as fault:
         os.close(reader)
-        raise InfraError(f"{argv[0]} does not start: {fault}") from fault
+        raise InfraError(
+            f"{argv[0]} does not start ({fault.strerror}): see that it and its folder are there"
+        ) from fault
     finally:
         os.close(writer)
         os.close(given)

@@ -162,7 +162,7 @@ async def _compile(
             why = " ".join(ended.output.decode("utf-8", "replace").split())[-1500:]
             if "error sending request" in why or "Failed to fetch" in why:
                 raise InfraError(
-                    f"the package index does not answer: {why}; check the network, then try again"
+                    f"the package index does not answer ({why}): check the network, then try again"
                 )
             remedy = "" if stand_ins is None else await _without_wheels(why)
             raise LocalError(
@@ -392,9 +392,14 @@ def _checked(text: str) -> Requirement:
     try:
         requirement = Requirement(text)
     except InvalidRequirement as fault:
-        raise LocalError(f"{text!r} is not a requirement: {fault}") from fault
+        raise LocalError(
+            f"{text!r} is not a requirement ({fault}): write one such as 'django>=4.2'"
+        ) from fault
     if requirement.url:
-        raise LocalError(f"{text!r} is a requirement by address; only the index can be locked")
+        raise LocalError(
+            f"{text!r} is a requirement by address, and only what the package index has can be "
+            "locked: name a version instead"
+        )
     return requirement
 
 

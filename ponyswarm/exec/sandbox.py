@@ -243,7 +243,10 @@ class Sandbox:
                 cpu_weight=self.limits.cpu_weight,
             )
         except OSError as fault:
-            raise InfraError(f"no control group for the job: {fault}") from fault
+            raise InfraError(
+                f"no control group for the job ({fault.strerror}): 'ponyswarm doctor' says what "
+                "limits there are"
+            ) from fault
 
     def _command(
         self, argv: Sequence[str], channels: Sequence[Channel]

@@ -346,7 +346,8 @@ def _git(repository: Path, *arguments: str, stdin: bytes | None = None) -> bytes
             timeout=120,
         )
     except (OSError, subprocess.TimeoutExpired) as fault:
-        raise LocalError(f"git does not run: {fault}; install git, then try again") from fault
+        why = getattr(fault, "strerror", None) or "no answer within two minutes"
+        raise LocalError(f"git does not run ({why}): install git, then try again") from fault
     if done.returncode != 0:
         why = done.stderr.decode("utf-8", "replace").strip()
         raise LocalError(f"git {arguments[0]} failed in {repository}: {why}")

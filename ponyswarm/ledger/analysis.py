@@ -17,6 +17,7 @@ from pathlib import Path
 from ponyswarm.codec import comparable, decode_kept, decode_payload, decode_tests
 from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.ledger import verdicts
+from ponyswarm.ledger.database import open_to_read
 from ponyswarm.ledger.queries import CellRow, Reader
 from ponyswarm.ledger.verdicts import Record, TestFinding, add_cell
 from ponyswarm.messages import Result
@@ -244,9 +245,7 @@ def sql(path: Path, query: str, *, seconds: float, most: int) -> Answer:
 
     `LocalError` when the question is no single SELECT, or takes too long.
     """
-    if not path.exists():
-        raise LocalError(f"there is no ledger at {path} yet: start 'ponyswarm node'")
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+    db = open_to_read(path)
     try:
         db.execute("PRAGMA query_only = ON")
         with contextlib.suppress(sqlite3.Error):

@@ -40,6 +40,31 @@ def connect(path: Path, *, synchronous: str, page_size: int = 4096) -> sqlite3.C
     return db
 
 
+def existing(path: Path) -> Path:
+    """The path of a ledger that is there; `LocalError` when none is."""
+    if not path.exists():
+        raise LocalError(f"there is no ledger at {path} yet: start 'ponyswarm node'")
+    return path
+
+
+def open_to_read(path: Path, *, any_thread: bool = False) -> sqlite3.Connection:
+    """A connection that only reads; `LocalError` when no ledger is there, or it is damaged."""
+    address = f"{existing(path).absolute().as_uri()}?mode=ro"
+    try:
+        db = sqlite3.connect(address, uri=True, timeout=10, check_same_thread=not any_thread)
+        try:
+            db.execute("PRAGMA user_version").fetchone()
+        except BaseException:
+            db.close()
+            raise
+    except sqlite3.DatabaseError as fault:
+        raise LocalError(
+            f"{path} cannot be read as a ledger ({fault}): if it is damaged, move it away; peers "
+            "give it back"
+        ) from fault
+    return db
+
+
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """All or nothing; a full disk or an I/O fault becomes `InfraError` after the rollback."""

@@ -29,8 +29,8 @@ from anyio import to_process
 
 from ponyswarm.codec import SignedHeader, decode_kept, decode_payload, decode_signed_header
 from ponyswarm.codec import is_authentic as holds_own
-from ponyswarm.errors import InfraError, LocalError, PeerError
-from ponyswarm.ledger.database import SCHEMA, SCHEMA_VERSION, Auth, bring_up, id_prefix
+from ponyswarm.errors import InfraError, PeerError
+from ponyswarm.ledger.database import SCHEMA, SCHEMA_VERSION, Auth, bring_up, existing, id_prefix
 from ponyswarm.ledger.proofs import TREE_SCHEMA, Tree
 from ponyswarm.ledger.store import Store
 from ponyswarm.messages import Entry, FeedRef
@@ -125,8 +125,7 @@ def check(
 
     Nobody else may write to it during a repair. Raises `LocalError` when there is none.
     """
-    if not path.exists():
-        raise LocalError(f"there is no ledger at {path} yet: start 'ponyswarm node'")
+    existing(path)
     report = Report()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="fsck-") as folder:
         copy, fresh = Path(folder) / "copy", Path(folder) / "fresh"

@@ -335,5 +335,6 @@ class Journal:
                     os.close(folder)
         except OSError as fault:
             raise InfraError(
-                f"the fence {self._fence} could not be written ({fault}); nothing was published"
+                f"the fence {self._fence} could not be written ({fault.strerror}); nothing was "
+                "published: see that the disk has room, and who owns its folder"
             ) from fault

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from ponyswarm.codec import (
 from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.keys import peer_id
 from ponyswarm.ledger.chain import Head, Refused, judge
-from ponyswarm.ledger.database import SCHEMA_VERSION, Auth, id_prefix, schema_version
+from ponyswarm.ledger.database import SCHEMA_VERSION, Auth, id_prefix, open_to_read, schema_version
 from ponyswarm.ledger.store import RIGHTS, forked_authors
 from ponyswarm.ledger.verdicts import (
     NOTHING_OPENED,
@@ -151,14 +150,7 @@ class Reader:
 
     def __init__(self, path: Path, *, any_thread: bool = False) -> None:
         """``any_thread``: threads take turns with it, one at a time."""
-        if not path.exists():
-            raise LocalError(f"there is no ledger at {path} yet: start 'ponyswarm node'")
-        self._db = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=ro",
-            uri=True,
-            timeout=10,
-            check_same_thread=not any_thread,
-        )
+        self._db = open_to_read(path, any_thread=any_thread)
         version = schema_version(self._db, path)
         if version != SCHEMA_VERSION:
             self._db.close()

@@ -109,7 +109,9 @@ class BlobStore:
                 file.seek(offset)
                 return file.read(length)
         except OSError as fault:
-            raise InfraError(f"the blob {hash_.hex()[:16]} is not here ({fault})") from fault
+            raise InfraError(
+                f"the blob {hash_.hex()[:16]} is not here ({fault.strerror})"
+            ) from fault
 
     def put(self, data: bytes) -> Blob:
         """Keep bytes made here."""
@@ -123,7 +125,8 @@ class BlobStore:
             except OSError as fault:
                 part.unlink(missing_ok=True)
                 raise InfraError(
-                    f"a blob of {len(data)} bytes could not be kept: {fault}"
+                    f"a blob of {len(data)} bytes could not be kept ({fault.strerror}): see that "
+                    f"the disk has room, and who owns {self._root}"
                 ) from fault
         return blob
 
@@ -143,7 +146,8 @@ class BlobStore:
                 file.write(data)
         except OSError as fault:
             raise InfraError(
-                f"a blob could not be written: {fault}; make room on the disk"
+                f"a blob could not be written ({fault.strerror}): see that the disk has room, and "
+                f"who owns {self._root}"
             ) from fault
 
     def discard(self, blob: Blob) -> None:
@@ -161,7 +165,10 @@ class BlobStore:
             else:
                 part.unlink()
         except OSError as fault:
-            raise InfraError(f"a blob could not be kept: {fault}; make room on the disk") from fault
+            raise InfraError(
+                f"what came of a blob could not be kept ({fault.strerror}): see that the disk has "
+                f"room, and who owns {self._root}"
+            ) from fault
         return right
 
     def _part(self, blob: Blob) -> Path:

@@ -74,6 +74,8 @@ class DnsAddress:
         return f"/dnsaddr/{self.host}{tail}"
 
 
+_NAMED = "/dns4/node.example.org/tcp/4001"
+
 Target = Address | Circuit | DnsAddress
 
 
@@ -89,13 +91,14 @@ def parse_target(text: str) -> Target:
     found = _DNSADDR.fullmatch(text)
     if found is not None:
         if not _DNS_NAME.fullmatch(found["host"]):
-            raise LocalError(f"{text!r} has no valid host name")
+            raise LocalError(f"{text!r} has no valid host name: write one such as {_NAMED}")
         return DnsAddress(
             found["host"], keys.parse_peer_id(found["peer"]) if found["peer"] else None
         )
     if _OTHER_TRANSPORT.fullmatch(text):
         raise OtherTransport(
-            f"{text!r} is for a transport other than TCP, which is not spoken here"
+            f"{text!r} is for a transport other than TCP, which is not spoken here: take one with "
+            "/tcp/"
         )
     return parse_address(text)
 
@@ -114,12 +117,16 @@ def parse_address(text: str) -> Address:
         try:
             ip = ipaddress.ip_address(host)
         except ValueError as fault:
-            raise LocalError(f"{text!r} has no valid IP address") from fault
+            raise LocalError(
+                f"{text!r} has no valid IP address: write one such as /ip4/192.0.2.7/tcp/4001"
+            ) from fault
         if ip.version != int(kind[2]):
-            raise LocalError(f"{text!r} names an IPv{ip.version} address as {kind}")
+            raise LocalError(
+                f"{text!r} names an IPv{ip.version} address as {kind}: write /ip{ip.version}/"
+            )
         host = ip.compressed
     elif not _DNS_NAME.fullmatch(host):
-        raise LocalError(f"{text!r} has no valid host name")
+        raise LocalError(f"{text!r} has no valid host name: write one such as {_NAMED}")
     peer = keys.parse_peer_id(found["peer"]) if found["peer"] else None
     return Address(kind, host, port, peer)
 
@@ -214,5 +221,6 @@ def read_bootstrap(path: Path) -> tuple[str, ...]:
     except FileNotFoundError:
         return ()
     except (OSError, UnicodeDecodeError) as fault:
-        raise LocalError(f"{path} cannot be read: {fault}") from fault
+        why = getattr(fault, "strerror", "it is not UTF-8")
+        raise LocalError(f"{path} cannot be read ({why}): mend it, or take it away") from fault
     return parse_bootstrap(text, path.name)

@@ -183,7 +183,7 @@ def _named(address: str) -> tuple[str, bytes]:
     """An address in its one form, and the peer that it names. Raises `LocalError`."""
     target = parse_target(address)
     if not isinstance(target, Address | Circuit) or target.peer is None:
-        raise LocalError(f"{address} does not name its peer")
+        raise LocalError(f"{address} does not name its peer: add /p2p/ and its key at the end")
     return str(target), target.peer
 
 

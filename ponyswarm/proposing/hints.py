@@ -172,7 +172,7 @@ def toml_of(text: str | None) -> dict[str, object]:
     try:
         return tomllib.loads(text or "")
     except tomllib.TOMLDecodeError as fault:
-        raise LocalError(f"pyproject.toml is not valid TOML: {fault}") from fault
+        raise LocalError(f"pyproject.toml is not valid TOML ({fault}): mend that line") from fault
 
 
 def table_of(value: object, *names: str) -> dict[str, object]:

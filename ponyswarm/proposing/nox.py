@@ -15,7 +15,8 @@ def from_noxfile(text: str, read: Read, origin: str = "noxfile.py") -> Hints | N
     try:
         module = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError) as fault:
-        raise LocalError(f"{origin} cannot be parsed: {fault}") from fault
+        where = f"{fault.msg}, line {fault.lineno}" if isinstance(fault, SyntaxError) else fault
+        raise LocalError(f"{origin} is not valid Python ({where}): mend that line") from fault
     names: dict[str, object] = {}
     for node in module.body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:

@@ -16,7 +16,7 @@ import tomlkit
 from tomlkit.items import Table
 
 from ponyswarm.errors import LocalError
-from ponyswarm.proposing.hints import Hints, Read, toml_of
+from ponyswarm.proposing.hints import Hints, Read, table_of, toml_of
 from ponyswarm.proposing.metadata import from_metadata
 from ponyswarm.proposing.nox import from_noxfile
 from ponyswarm.proposing.tox import from_tox_ini, from_tox_toml
@@ -184,11 +184,7 @@ def text_of(proposal: Proposal) -> str:
 
 def added_to(pyproject: str, proposal: Proposal) -> str:
     """A pyproject.toml with the table added, everything else kept as it is."""
-    try:
-        document = tomlkit.parse(pyproject)
-    except ValueError as fault:
-        raise LocalError(f"pyproject.toml is not valid TOML: {fault}") from fault
-    if "ponyswarm" in document.get("tool", {}):
+    if "ponyswarm" in table_of(toml_of(pyproject), "tool"):
         raise LocalError(
             "pyproject.toml has a [tool.ponyswarm] table already, which stays as it is: edit it, "
             "or take it out to have one proposed"

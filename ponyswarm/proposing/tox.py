@@ -47,9 +47,10 @@ def from_tox_ini(text: str, read: Read, origin: str = "tox.ini") -> Hints | None
     """tox.ini, or the ``tox:tox`` section of a setup.cfg; None when there is no envlist."""
     ini = configparser.RawConfigParser(strict=False, comment_prefixes=("#",))
     try:
-        ini.read_string(text)
+        ini.read_string(text, origin)
     except configparser.Error as fault:
-        raise LocalError(f"{origin} cannot be read: {fault}") from fault
+        why = " ".join(str(fault).split())
+        raise LocalError(f"{origin} is no ini file ({why}): mend that line") from fault
     head = next((name for name in ("tox", "tox:tox") if ini.has_section(name)), None)
     if head is None:
         return None

@@ -28,7 +28,10 @@ def from_workflow(text: str, origin: str) -> Hints | None:
         # Every scalar stays text: 3.10 is not the number 3.1.
         document = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes plain text only
     except (yaml.YAMLError, RecursionError) as fault:
-        raise LocalError(f"{origin} is not valid YAML: {fault}") from fault
+        mark = getattr(fault, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        why = f"{getattr(fault, 'problem', None) or 'it cannot be read'}{line}"
+        raise LocalError(f"{origin} is not valid YAML ({why}): mend that file") from fault
     for name, job in table_of(document, "jobs").items():
         hints = _job(table_of(job), f"{origin}, job {name}")
         if hints is not None:

@@ -26,11 +26,11 @@ DEFAULT_PORT = 7640
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; `LocalError` says what to do when it cannot."""
+    if not 0 <= port <= 65535:
+        raise LocalError(f"{port} is no port: take one from 1 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=100)
-    except OverflowError as fault:
-        raise LocalError(f"{port} is no port: take one from 1 to 65535") from fault
     except OSError as fault:
         remedy = "choose another one with --port, or --port 0 for any that is free"
         if isinstance(fault, PermissionError):

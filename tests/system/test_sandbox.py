@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 from exec_lab import MIB, SMALL, holds, in_trio
+from told import told
 
 from ponyswarm.errors import InfraError
 from ponyswarm.exec import cgroup, process, sandbox, seccomp
@@ -136,7 +137,7 @@ async def test_each_end_of_a_process_is_told_apart() -> None:
     assert (await end("echo x; sleep 60", silent))[0] is How.NO_OUTPUT
     flood = Patience(seconds=30, output_bytes=10_000)
     assert (await end("yes", flood))[0] is How.OUTPUT_LIMIT
-    with pytest.raises(InfraError):
+    with told("/no/such/program does not start: there is no such program; install it"):
         await process.run(["/no/such/program"], env={}, patience=QUICK)
 
 

@@ -32,8 +32,9 @@ from exec_lab import (
     in_trio,
     this_python,
 )
+from told import told
 
-from ponyswarm.errors import InfraError, LocalError
+from ponyswarm.errors import InfraError
 from ponyswarm.exec import index, provisioning
 from ponyswarm.exec.executor import Executor
 from ponyswarm.exec.outcome import Broken, Outcome
@@ -341,7 +342,7 @@ async def test_what_is_not_here_is_named(cache: Path, tmp_path: Path) -> None:
                     pass
             assert caught.value.reason is Reason.SERVICE
             assert said in caught.value.detail
-    with pytest.raises(LocalError, match="did you mean 'postgresql'"):
+    with told("[services] names 'postgres', which is no service: did you mean 'postgresql'?"):
         await provisioning.probe({"postgres": Options()})
 
 

@@ -82,7 +82,7 @@ def test_a_dry_run_prints_the_file_and_writes_nothing(types, tmp_path: Path, kin
 
 
 def test_nothing_is_installed_without_a_home_and_the_remedy_is_said(types, tmp_path: Path) -> None:
-    assert "run 'ponyswarm init' first" in types("install", "--kind", "systemd", code=2)
+    assert "make one with 'ponyswarm init'" in types("install", "--kind", "systemd", code=2)
     assert "none is installed" in types("show", "--kind", "systemd", code=2)
     assert "there is no" in types("remove", "--kind", "systemd")
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from told import told
 from wires import Handler, Pipe, Wire, run
 
 from ponyswarm.codec import pack
@@ -77,18 +78,21 @@ def test_what_is_used_is_counted_again_on_opening(store, tmp_path):
 def test_a_blob_that_is_not_here_is_said_so(store):
     assert BLOB.hash not in store
     assert store.size(BLOB.hash) is None
-    with pytest.raises(InfraError, match="not here"):
+    with told("the blob … is not here (…)"):
         store.read(BLOB.hash)
 
 
 def test_the_budget_and_the_disks_floor_are_kept(tmp_path):
     small = store_at(tmp_path / "small", budget=10)
     small.put(b"12345678")
-    with pytest.raises(InfraError, match="budget"):
+    with told(
+        "no room for a blob of 3 bytes within the budget of 10: raise 'blobs' under [limits] in "
+        "ponyswarm.ini"
+    ):
         small.put(b"123")
     with pytest.raises(InfraError, match="budget"):
         small.extend(BLOB, b"x")
-    with pytest.raises(InfraError, match="too full"):
+    with told("the disk is too full to take another blob: free some space"):
         BlobStore(tmp_path / "floor", budget=1 << 60, floor=1 << 60).put(b"1")
 
 

@@ -19,6 +19,7 @@ from markdown_it import MarkdownIt
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import SSlibKey
+from told import told
 
 from ponyswarm import badge, keys, status
 from ponyswarm.cli import main, watch
@@ -192,7 +193,11 @@ def test_a_job_that_the_node_here_is_still_getting_is_waited_for(ledger, capsys)
             assert not waits.done()
         job, _ = ledger.job("comes late", "aa" * 20)
         assert waits.result().id == job.id
-        with pytest.raises(LocalError, match="did not get it in 1 s: 'ponyswarm status'"):
+        with told(
+            "… is neither a job, nor a commit, nor a project with jobs in this ledger: 'ponyswarm "
+            "log' shows what is there; the node here did not get it in 1 s: 'ponyswarm status' "
+            "shows which projects it follows and whom it is connected to"
+        ):
             watch.arriving(home, "bb" * 20, seconds=1)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from authors import NOW, Author, digest, project_record, result
+from told import told
 
 from ponyswarm import keys
 from ponyswarm.codec import MAX_FRAME, ZERO, decode_entry, decode_payload
@@ -658,7 +659,10 @@ def test_a_fence_that_cannot_be_written_publishes_nothing_and_loses_nothing(home
 
     with monkeypatch.context() as broken:
         broken.setattr(os, "replace", full)
-        with pytest.raises(InfraError, match="nothing was published"):
+        with told(
+            "the fence … could not be written (No space left on device); nothing was published: "
+            "see that the disk has room, and who owns its folder"
+        ):
             say(journal, "b")
     third = say(journal, "c")
     assert third.header.seq == 2

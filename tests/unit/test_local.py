@@ -6,6 +6,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from told import told
 
 from ponyswarm import junit, local
 from ponyswarm.errors import LocalError
@@ -39,7 +40,7 @@ def test_the_whole_matrix_is_taken_with_the_latest_interpreter_for_each_cell():
 def test_cells_are_chosen_by_words_of_their_names():
     assert names(wanted=["3.12"]) == ["3.12 django=4.2", "3.12 django=5.2"]
     assert names(wanted=["3.12 django=4*", "3.11"]) == ["3.11 django=4.2", "3.12 django=4.2"]
-    with pytest.raises(LocalError, match=r"no cell is called 3\.1: there are 3\.11 django=4\.2"):
+    with told("no cell is called 3.1: there are 3.11 django=4.2, …"):
         names(wanted=["3.1"])
 
 

@@ -42,7 +42,7 @@ def test_a_report_is_what_the_command_finds_in_its_environment():
     [
         ('report = "a.xml"', "only runner = 'command' reads a report"),
         ('runner = "command"\ncommand = "x"\nreport = "../a.xml"', "leaves the source tree"),
-        ('runner = "command"\ncommand = "x"\nreport = 1', "Expected `str`|Expected 'str'"),
+        ('runner = "command"\ncommand = "x"\nreport = 1', "expected str, got int"),
         ('runner = "command"', "needs a command"),
         ('repotr = "a"', "did you mean 'report'"),
     ],
