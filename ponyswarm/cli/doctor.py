@@ -197,7 +197,9 @@ async def _uv() -> Check:
     except (InfraError, OSError) as fault:
         return Check(name="uv", state=BAD, what=str(fault), remedy="python3 bootstrap.py setup")
     if not ended.good:
-        return Check(name="uv", state=BAD, what=f"{binary} does not run")
+        said = ended.output.decode("utf-8", "replace").strip()
+        what = f"{binary} does not run (exit code {ended.code}: {said})"
+        return Check(name="uv", state=BAD, what=what, remedy="python3 bootstrap.py setup")
     return Check(name="uv", state=GOOD, what=ended.output.decode("utf-8", "replace").strip())
 
 
@@ -305,7 +307,7 @@ def _room(home: Home, settings: config.Settings) -> Iterator[Check]:
                 name="disk",
                 state=BAD,
                 what=f"{what}, and 1 GiB is the least",
-                remedy=f"df -h {place}",
+                remedy=f"df -h {shlex.quote(str(place))}",
             )
         else:
             yield Check(name="disk", state=GOOD, what=what)
@@ -352,6 +354,10 @@ def _notify(settings: config.Settings) -> Iterator[Check]:
     program = shlex.split(settings.notify)[0]
     if shutil.which(program):
         yield Check(name="notify", state=GOOD, what=settings.notify)
+    elif not os.path.exists(program):
+        what = f"there is no program {program}"
+        remedy = "set 'command' under [notify] in ponyswarm.ini to one that is here"
+        yield Check(name="notify", state=BAD, what=what, remedy=remedy)
     else:
         remedy = f"chmod +x {shlex.quote(program)}"
         what = f"{program} is no program that can be run"
