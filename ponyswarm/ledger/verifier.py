@@ -134,7 +134,9 @@ def open_frame(frame: bytes) -> Signed:
         header
     )
     if version != 1 or flags:
-        raise Invalid("the entry is of a version that this program does not know")
+        raise Invalid(
+            "the entry is of a version that this program does not know: check it with a newer one"
+        )
     if seq > MAX_NUMBER or time > MAX_NUMBER or (seq == 0) != (prev == bytes(32)):
         raise Invalid("the entry breaks the rules of its format")
     if project == bytes(32) and (kind != 1 or seq):
@@ -301,15 +303,15 @@ def open_proof(data: bytes) -> Proof:
         raise Invalid("this is not a proof of PonySwarm, or of a later version")
     at = len(MAGIC) + 9
     if len(data) < at:
-        raise Invalid("the file is cut short")
+        raise Invalid("the file is cut short: get it again")
     index, count = struct.unpack(">QB", data[len(MAGIC) : at])
     if count > MAX_PATH or len(data) < at + 32 * count + 2:
-        raise Invalid("the file is cut short")
+        raise Invalid("the file is cut short: get it again")
     path = tuple(data[at + 32 * i : at + 32 * (i + 1)] for i in range(count))
     at += 32 * count
     end = at + 2 + int.from_bytes(data[at : at + 2], "big")
     if len(data) < end:
-        raise Invalid("the file is cut short")
+        raise Invalid("the file is cut short: get it again")
     return Proof(index, path, data[at + 2 : end], data[end:])
 
 

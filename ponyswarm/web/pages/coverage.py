@@ -76,7 +76,10 @@ def coverage(site: Site, reader: Reader, text: str, now: int) -> CoveragePage:
     id_ = hex_id(text)
     state = reader.project(id_)
     if state is None:
-        raise NotHere(f"the project {text[:16]}… is not in this ledger")
+        raise NotHere(
+            f"the project {text[:16]}… is not in this ledger: 'ponyswarm follow add {text}' gets "
+            "it, once a node runs"
+        )
     status = site.status()
     offers = () if status is None else tuple(o for o in status.offers if o.project == text)
     known = status is not None and any(line.project == text for line in status.projects)

@@ -93,7 +93,10 @@ def _result(reader: Reader, text: str) -> tuple[Entry, Result]:
     entry = reader.entry(hex_id(text))
     result = None if entry is None else decode_payload(entry)
     if entry is None or not isinstance(result, Result):
-        raise NotHere(f"the run {text[:16]}… is not in this ledger")
+        raise NotHere(
+            f"the run {text[:16]}… is not in this ledger: it may come while a node runs, and "
+            "'ponyswarm log' shows what did"
+        )
     return entry, result
 
 

@@ -75,7 +75,10 @@ def test(site: Site, reader: Reader, text: str, id_: str) -> TestPage:
     project = hex_id(text)
     state = reader.project(project)
     if state is None:
-        raise NotHere(f"the project {text[:16]}… is not in this ledger")
+        raise NotHere(
+            f"the project {text[:16]}… is not in this ledger: 'ponyswarm follow add {text}' gets "
+            "it, once a node runs"
+        )
     if not id_:
         raise NotHere("name a test: its address ends in ?id=TEST, as links to tests do")
     id_ = id_[:MAX_TEST_ID]

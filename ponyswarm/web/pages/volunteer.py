@@ -112,7 +112,10 @@ def volunteer(site: Site, reader: Reader, text: str, *, now: int) -> VolunteerPa
         (public,),
     )
     if not feeds:
-        raise NotHere(f"the key …{text[-8:]} has published nothing in this ledger")
+        raise NotHere(
+            f"the key …{text[-8:]} has published nothing in this ledger: check it, or let a node "
+            "run until what it published came"
+        )
     states = {row[0]: reader.project(row[0]) for row in feeds}
     memberships = tuple(
         _membership(public, states[project], project, entries, last, bool(forked))
