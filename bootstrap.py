@@ -453,7 +453,7 @@ def make_venv() -> None:
     # Without pip: Debian splits ensurepip off into python3-venv, and uv may make it needless.
     code, output = run([python["path"], "-I", "-m", "venv", "--clear", "--without-pip", VENV])
     if code:
-        raise Failure("{} could not be made:\n{}".format(VENV, tail(output)))
+        raise Failure("{} could not be made:\n{}\n{}".format(VENV, tail(output), remedy(output)))
 
 
 def uv_on_path() -> str | None:
@@ -500,7 +500,7 @@ def get_pip(python: str) -> None:
             "this Python has no ensurepip. Get it, then run this again:\n  "
             + install_line([package])
         )
-    raise Failure("pip could not be put into .venv:\n" + tail(output))
+    raise Failure("pip could not be put into .venv:\n{}\n{}".format(tail(output), remedy(output)))
 
 
 def remedy(output: str) -> str:
@@ -530,7 +530,10 @@ def overrides(python: str) -> list:
     )
     code, output = run([python, "-I", "-S", "-c", script])
     if code:
-        raise Failure("pyproject.toml cannot be read:\n" + tail(output))
+        raise Failure(
+            "the checkout's pyproject.toml is damaged:\n{}\nMend it ('git diff' shows what was "
+            "changed), then run this again".format(tail(output))
+        )
     return json.loads(output)
 
 

@@ -526,7 +526,9 @@ class Log:
             view = self._tree.view()
             index = view.index(id_)
             if index is None or index >= held.size:
-                raise LocalError("the entry is not in that checkpoint's tree yet")
+                raise LocalError(
+                    "the entry is not in that checkpoint's tree yet: prove it under a later one"
+                )
             path = tuple(merkle.inclusion(index, held.size, view.node))
             proof = encode_proof(verifier.Proof(index, path, frame, held.note))
             verifier.check(proof)

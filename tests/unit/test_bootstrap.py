@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from told import told
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bootstrap.py"
@@ -84,6 +85,15 @@ def test_parse(bootstrap, typed, meant):
 def test_parse_refuses(bootstrap, typed, capsys):
     assert bootstrap.guarded(typed.split()) == 2
     assert "usage: python3 bootstrap.py" in capsys.readouterr().err
+
+
+def test_parse_says_what_it_does_not_know(bootstrap):
+    with told("there is no option --dev usage: …"):
+        bootstrap.parse(["--dev"])
+    with told("there is no command 'nodes' usage: …"):
+        bootstrap.parse(["nodes"])
+    with told("setup takes --dev and nothing else usage: …"):
+        bootstrap.parse(["setup", "now"])
 
 
 def test_help_does_nothing_else(bootstrap, capsys, tmp_path):
@@ -172,7 +182,10 @@ def test_the_running_python_is_taken_if_it_will_do(bootstrap, tmp_path, monkeypa
 def test_without_a_python_it_says_how_to_get_one(bootstrap, monkeypatch):
     monkeypatch.setattr(bootstrap, "candidates", list)
     monkeypatch.setattr(bootstrap, "probe", lambda path: None)
-    with pytest.raises(bootstrap.Failure, match=r"(?s)3\.11 or newer.*Get one"):
+    with told(
+        "PonySwarm needs Python 3.11 or newer (3.12 is best; with ssl and sqlite3), and this "
+        "machine has none that works (this is …). Get one, then run this again: …"
+    ):
         bootstrap.find_python()
 
 
@@ -287,7 +300,7 @@ def test_a_checkout_that_was_moved_gets_a_new_virtualenv(checkout, bootstrap):
 def test_a_folder_that_is_no_virtualenv_is_left_alone(bootstrap, tmp_path):
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "diary.txt").write_text("mine")
-    with pytest.raises(bootstrap.Failure, match="move it away"):
+    with told("… exists and is not a virtualenv: move it away, then run this again"):
         bootstrap.make_venv()
     assert (tmp_path / ".venv" / "diary.txt").read_text() == "mine"
 
@@ -295,6 +308,24 @@ def test_a_folder_that_is_no_virtualenv_is_left_alone(bootstrap, tmp_path):
 def test_outside_a_checkout_it_says_so(bootstrap, capsys):
     assert bootstrap.guarded(["setup"]) == 2
     assert "checkout" in capsys.readouterr().err
+    with told(
+        "there is no pyproject.toml beside …: this file works from a checkout of PonySwarm ('git "
+        "clone' it)"
+    ):
+        bootstrap.set_up(False)
+
+
+def test_a_virtualenv_whose_python_never_works(checkout, bootstrap, monkeypatch):
+    monkeypatch.setattr(bootstrap, "probe", lambda path: None)
+    with told("the new … does not work: remove it and run this again"):
+        checkout()
+
+
+def test_a_virtualenv_that_cannot_be_made(bootstrap, tmp_path):
+    (tmp_path / "file").touch()
+    bootstrap.VENV = str(tmp_path / "file" / ".venv")
+    with told("…/file/.venv could not be made: … Run this again; if it fails again, please …"):
+        bootstrap.make_venv()
 
 
 def test_ctrl_c_while_setting_up(bootstrap, monkeypatch, capsys):
@@ -307,6 +338,50 @@ def test_ctrl_c_while_setting_up(bootstrap, monkeypatch, capsys):
 
 
 # --- installing ---------------------------------------------------------------------------------
+
+
+def answering(path, answers=()):
+    """A program that ends with 0 only where an argument has an answer, and prints that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cases = "".join(f'*"{word}"*) echo "{answer}"; exit 0;; ' for word, answer in answers)
+    path.write_text(f'#!/bin/sh\ncase "$*" in {cases}esac\necho broken; exit 1\n')
+    path.chmod(0o755)
+
+
+@posix
+def test_a_pip_that_cannot_be_had(bootstrap, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    venv = tmp_path / ".venv" / "bin"
+    answering(venv / "python", [("version_info", "3.12")])
+    with told("pip could not be put into .venv: broken Run this again; if it fails again, …"):
+        bootstrap.get_uv()
+    answering(tmp_path / "bin" / "apt-get")
+    with told(
+        "this Python has no ensurepip. Get it, then run this again: …apt-get install -y "
+        "python3.12-venv"
+    ):
+        bootstrap.get_uv()
+    answering(venv / "python", [("--version", "pip 24")])
+    with told("pip could not install uv: broken Run this again; if it fails again, please …"):
+        bootstrap.get_uv()
+
+
+@posix
+def test_an_install_that_fails(bootstrap, tmp_path):
+    venv = tmp_path / ".venv" / "bin"
+    answering(venv / "python", [("tomllib", "[]")])
+    answering(venv / "uv", [("--version", "uv 0.9")])
+    with told("installing failed: broken Run this again; if it fails again, please …"):
+        bootstrap.install(dev=False)
+
+
+def test_a_pyproject_that_was_damaged(bootstrap, tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool\n")
+    with told(
+        "the checkout's pyproject.toml is damaged: … Mend it ('git diff' shows what was changed), "
+        "then run this again"
+    ):
+        bootstrap.overrides(sys.executable)
 
 
 def test_overrides_are_what_pyproject_says(bootstrap):
@@ -406,5 +481,5 @@ def test_missing_packages_are_named_and_do_not_end_the_set_up(bootstrap, monkeyp
 def test_two_workers_run_the_tests_unless_told_otherwise(bootstrap) -> None:
     assert bootstrap.workers([]) == ["-n", "2", "--dist", "loadfile"]
     assert bootstrap.workers(["tests/unit", "-x"]) == ["-n", "2", "--dist", "loadfile"]
-    for told in (["-n0"], ["-n", "4"], ["--pdb"], ["-s"], ["-p", "no:xdist"]):
-        assert bootstrap.workers(told) == []
+    for chosen in (["-n0"], ["-n", "4"], ["--pdb"], ["-s"], ["-p", "no:xdist"]):
+        assert bootstrap.workers(chosen) == []

@@ -324,6 +324,8 @@ def test_a_hole_in_the_ledger_is_found_and_the_next_log_is_another(
     db.execute("DELETE FROM entry WHERE arrival = 100")
     db.commit()
     db.close()
+    with told("entries that were in the tree are gone or changed; it is made again"):
+        ours.tree.block(0)
     with told(
         "no proof can be made from this ledger (entries that were in the tree are gone or changed; "
         "it is made again): its entries or the tree over them were changed; 'ponyswarm verify' "
@@ -335,6 +337,15 @@ def test_a_hole_in_the_ledger_is_found_and_the_next_log_is_another(
     assert second.size == 599
     proved = verifier.check(ours.log.prove(id_, frame, second))
     assert proved.index == 118
+
+
+def test_an_entry_is_not_proved_under_a_checkpoint_before_it(home: Callable[..., Home]) -> None:
+    ours = home("log")
+    fill(ours.store, Author(1), 3)
+    held = ours.checkpoint()
+    (late,) = fill(ours.store, Author(2), 1)
+    with told("the entry is not in that checkpoint's tree yet: prove it under a later one"):
+        ours.log.prove(late.id, late.frame, held)
 
 
 def test_an_entry_with_a_junk_signature_is_not_quoted_alone(home: Callable[..., Home]) -> None:
