@@ -267,7 +267,10 @@ def sql(path: Path, query: str, *, seconds: float, most: int) -> Answer:
                 f"the query is refused: {fault}; 'ponyswarm sql --schema' shows what there is"
             ) from fault
         if cursor.description is None:
-            raise LocalError("the query gives no rows: only SELECT is taken here")
+            raise LocalError(
+                "the query gives no rows: only SELECT is taken here; 'ponyswarm sql --schema' "
+                "shows what there is"
+            )
         columns = tuple(column[0] for column in cursor.description)
         return Answer(columns, rows[:most], len(rows) > most)
     finally:

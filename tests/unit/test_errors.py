@@ -9,6 +9,8 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -25,8 +27,11 @@ import ponyswarm
 from ponyswarm import announcing, cli, config, hooks, keys
 from ponyswarm.cli import hook, main
 from ponyswarm.errors import InfraError, LocalError, PeerError
+from ponyswarm.exec import seccomp
+from ponyswarm.ledger.queries import Reader
 from ponyswarm.ledger.seals import Seals
-from ponyswarm.messages import Status
+from ponyswarm.ledger.store import Store
+from ponyswarm.messages import Approve, Status
 
 SOURCE = Path(ponyswarm.__file__).parent
 OTHER = keys.peer_id(keys.SecretKey(bytes([7]) * 32).public)
@@ -270,6 +275,25 @@ def proposals(*urls: str):
     return prepare
 
 
+def overtaken(desk: Desk) -> None:
+    """Of two proposals the other root approved the first."""
+    proposals("https://a.example", "https://b.example")(desk)
+    with Reader(desk.home / "ledger.db") as reader:
+        project = reader.find_project("demo")
+    with closing(Store(desk.home / "ledger.db")) as store:
+        state = store.state(project)
+        assert state is not None
+        first, second = (one.id for one in state.proposals)
+        desk.words["SECOND"] = second.hex()
+        now = time.time_ns() // 10**6
+        store.append(Author(7).sign(Approve(record=first), project, now), now)
+
+
+def no_seccomp(desk: Desk) -> None:
+    desk.patch.setitem(sys.modules, "pyseccomp", None)
+    seccomp.program.cache_clear()
+
+
 def xdg_file(desk: Desk) -> None:
     desk.patch.setenv("XDG_CONFIG_HOME", str(desk.folder / "notes.txt"))
 
@@ -317,6 +341,7 @@ MISTAKES = [
         nothing,
         "announce DIR/app -p demo --expires soon",
         "--expires: 'soon' is no duration: write a number and a unit, such as '30 min' or '1 h'",
+        at="cli/opening.py seconds_of",
     ),
     row(
         nothing,
@@ -380,6 +405,7 @@ MISTAKES = [
         "init --listen here",
         "Invalid value for '--listen': 'here' is no address to listen on: write one such as "
         "/ip4/0.0.0.0/tcp/7797",
+        at="cli/init.py _listen",
     ),
     row(
         nothing,
@@ -665,6 +691,12 @@ MISTAKES = [
         "demo has no proposal that is open: 'ponyswarm project show demo' lists what it has",
     ),
     row(
+        overtaken,
+        "project approve demo SECOND",
+        "the record was changed since this was proposed, so it can have no force any more: make "
+        "the change again",
+    ),
+    row(
         proposals("a", "b"),
         "project approve demo",
         "demo has 2 proposals that are open: give more of the id of one; 'ponyswarm project show "
@@ -948,6 +980,12 @@ MISTAKES = [
         "version: write it as in 'docopt==0.6.2', without extras or markers",
     ),
     row(
+        table(TABLE + "install.from_source = ['docopt==']\n"),
+        "announce DIR/app -p demo --spec DIR/app/pyproject.toml",
+        "pyproject.toml, [tool.ponyswarm.install] from_source: 'docopt==' is not one exact …",
+        at="spec.py from_table: …, [….install] from_source",
+    ),
+    row(
         table(TABLE + "install.from_source = ['a==1', 'A==2']\n"),
         "announce DIR/app -p demo",
         "pyproject.toml, [tool.ponyswarm.install] from_source: a is there twice: keep the "
@@ -1104,6 +1142,22 @@ MISTAKES = [
         "web --port PORT",
         "the web pages cannot listen on 127.0.0.1 port … (Address already in use): "
         "choose another one with --port, or --port 0 for any that is free",
+    ),
+    row(
+        nothing,
+        "sql ;",
+        "the query gives no rows: only SELECT is taken here; 'ponyswarm sql "
+        "--schema' shows what there is",
+    ),
+    row(
+        no_seccomp,
+        "run DIR/notes.txt",
+        "nothing can be run here: libseccomp is missing …; what may help: …",
+    ),
+    row(
+        no_seccomp,
+        "demo",
+        "the demo needs a sandbox: libseccomp is missing …; what may help: …",
     ),
     # --- damage ---
     row(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 import xml.etree.ElementTree as ElementTree
 
-import pytest
 from told import told
 
 from ponyswarm import junit, local
-from ponyswarm.errors import LocalError
 from ponyswarm.exec.interpreters import Installed
 from ponyswarm.exec.outcome import Outcome, TestOutcome
 from ponyswarm.local import Ended, Place
@@ -46,7 +44,7 @@ def test_cells_are_chosen_by_words_of_their_names():
 
 def test_other_pythons_than_the_matrix_has_may_be_run():
     assert names(pythons=[">=3.8"]) == [">=3.8 django=4.2", ">=3.8 django=5.2"]
-    with pytest.raises(LocalError, match="names no Python"):
+    with told("'snake' names no Python: write a version …", at="matrix.py requirement"):
         names(pythons=["snake"])
 
 
