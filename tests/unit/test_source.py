@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import subprocess
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from told import told
 
 from ponyswarm.errors import LocalError, PeerError
 from ponyswarm.exec import source
@@ -91,13 +94,58 @@ def test_what_leaves_the_folder_or_makes_no_sense_is_refused(
     assert not (tmp_path / "deep" / "a").exists()
 
 
+def test_each_refusal_names_what_it_is_about(tmp_path: Path) -> None:
+    def unpack(*members: tarfile.TarInfo | tuple[str, bytes]) -> None:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        source.unpack(tarred(folder / "a.tar.gz", *members), folder / "out")
+
+    with told("source: a name that leaves the folder: '../a'"):
+        unpack(("../a", b""))
+    with told("source: a name too long or too deep: 'a/a/…"):
+        unpack(("a/" * source.MAX_DEPTH + "a", b""))
+    with told("source: a link that leaves the folder: 'a'"):
+        unpack(special("a", tarfile.SYMTYPE, "../../b"))
+    with told("source: a file below a link: 'c'"):
+        unpack(("d/x", b""), special("b", tarfile.SYMTYPE, "d"), ("b/c", b""))
+    with told("source: a hard link to nothing: 'none'"):
+        unpack(special("a", tarfile.LNKTYPE, "none"))
+    with told("source: neither file, folder nor link: 'pipe'"):
+        unpack(special("pipe", tarfile.FIFOTYPE))
+    with told("source: the archive is empty"):
+        unpack()
+
+
+def test_a_zip_of_what_is_no_file_or_is_packed_strangely(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as zip_:
+        pipe = zipfile.ZipInfo("pipe")
+        pipe.external_attr = stat.S_IFIFO << 16
+        zip_.writestr(pipe, b"")
+    with told("source: neither file nor folder: 'pipe'"):
+        source.unpack(path, tmp_path / "one")
+    with zipfile.ZipFile(path, "w") as zip_:
+        zip_.writestr("a", b"a")
+    packed = bytearray(path.read_bytes())
+    packed[8] = packed[packed.index(b"PK\x01\x02") + 10] = 99  # No method that anybody knows.
+    path.write_bytes(packed)
+    with told("source: an archive of an unknown kind: …"):
+        source.unpack(path, tmp_path / "two")
+
+
+def test_more_files_than_any_project_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MAX_MEMBERS", 2)
+    archive = tarred(tmp_path / "a.tar.gz", ("a", b""), ("b", b""), ("c", b""))
+    with told("source: more than 2 files"):
+        source.unpack(archive, tmp_path / "out")
+
+
 def test_bombs_are_refused(tmp_path: Path) -> None:
     archive = tarred(tmp_path / "a.tar.gz", ("a", bytes(3 << 20)))
-    with pytest.raises(PeerError, match="larger than allowed"):
+    with told("source: larger than allowed once unpacked"):
         source.unpack(archive, tmp_path / "one", max_bytes=1 << 20)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as zip_:
         zip_.writestr("a", bytes(3 << 20))
-    with pytest.raises(PeerError, match="larger than allowed"):
+    with told("source: larger than allowed once unpacked"):
         source.unpack(tmp_path / "a.zip", tmp_path / "two", max_bytes=1 << 20)
 
 
