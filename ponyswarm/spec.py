@@ -20,8 +20,7 @@ from ponyswarm.messages import RESULTS_VARIABLE, FileTemplate, Install, Spec
 
 _TABLE = "tool.ponyswarm"
 _COMMANDS: Mapping[str, list[str]] = {
-    # Without the last word 2.7 finds nothing.
-    "unittest": ["python", "-m", "unittest", "discover"],
+    "unittest": ["python", "-m", "unittest"],
     "django": ["python", "manage.py", "test"],
 }
 

@@ -7,8 +7,9 @@ The truth of a cell is a fixed function of its id, so that honest runs agree.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from ponyswarm.codec import cell_id, encode_gossip
 from ponyswarm.matrix import cells
