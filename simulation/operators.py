@@ -41,20 +41,14 @@ def wrongly_confirmed(
         maintainer = world.add(reads_only=True)
         for number in range(volunteers):
             world.add(behaviour=Liar(0) if number < keys else Honest(), seconds=(5, 20))
-        genesis = maintainer.say(Project(name="demo", roots=(maintainer.me,)))
-        for node in world.nodes:
-            if node is not maintainer:
-                node.store.append(genesis, node.now + 10_000)
-            node.follow(genesis.id)
-        world.connect_all()
-        world.run(5)
+        project = world.found(maintainer, Project(name="demo", roots=(maintainer.me,)))
         if vouched:
             for number, node in enumerate(world.nodes[1:]):
                 operator = "liar" if number < keys else f"honest {number}"
-                maintainer.say(Vouch(key=node.me, operator=operator), genesis.id)
+                maintainer.say(Vouch(key=node.me, operator=operator), project)
             world.run(30)
         variants = {"variants": max(1, cells), "redundancy": 2}
-        maintainer.say(job_for(("3.12",), **variants, cross_check=mode), genesis.id)
+        maintainer.say(job_for(("3.12",), **variants, cross_check=mode), project)
         for _ in range(120):
             world.run(60)
             if _is_over(maintainer.findings(), cells):

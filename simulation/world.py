@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ponyswarm.codec import decode_gossip
 from ponyswarm.errors import PeerError
-from ponyswarm.messages import Entry, Ephemeral
+from ponyswarm.messages import Entry, Ephemeral, Project
 
 if TYPE_CHECKING:
     from simulation.node import Node
@@ -97,6 +97,18 @@ class World:
         node = Node(self, len(self.nodes), **facts)  # type: ignore[arg-type]
         self.nodes.append(node)
         return node
+
+    def found(self, maintainer: Node, record: Project) -> bytes:
+        """Let a maintainer found a project that all nodes follow, and all meet; its id."""
+        genesis = maintainer.say(record)
+        for node in self.nodes:
+            if node is not maintainer:
+                # The margin is for clocks that are behind the maintainer's.
+                node.store.append(genesis, node.now + 10_000)
+            node.follow(genesis.id)
+        self.connect_all()
+        self.run(5)
+        return genesis.id
 
     def connect_all(self, degree: int = 6) -> None:
         """A ring with random chords: everyone is reached by someone."""

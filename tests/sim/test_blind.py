@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from test_swarm import SHORT, are_equal, done, is_served, swarm
@@ -14,15 +12,7 @@ from ponyswarm.messages import CrossCheck, Project, Vouch
 from ponyswarm.policy import ReaderPolicy
 from simulation.behaviours import Equivocator, Liar, Withholder
 from simulation.node import Node, job_for
-from simulation.world import SEED, Weather, World
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    print(f"PONYSWARM_SEED={SEED}")
-    yield made
-    made.close()
+from simulation.world import Weather
 
 
 def verdicts(node: Node, policy: ReaderPolicy | None = None) -> Counter[Verdict]:

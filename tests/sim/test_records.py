@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 from test_blind import is_confirmed
 
 from ponyswarm.agreement import LONG_RECORD
@@ -13,17 +9,9 @@ from ponyswarm.ledger.verdicts import CONFIRMED
 from ponyswarm.messages import CrossCheck, Project, Vouch
 from simulation.behaviours import Liar
 from simulation.node import Node, job_for
-from simulation.world import SEED, World
+from simulation.world import World
 
 FLOOR = 10
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    print(f"PONYSWARM_SEED={SEED}")
-    yield made
-    made.close()
 
 
 def vouched(world: World, count: int) -> tuple[Node, bytes, list[Node]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,17 +10,9 @@ from ponyswarm.ledger.verdicts import CONFIRMED, Verdict
 from ponyswarm.messages import Project
 from simulation.behaviours import Honest, Liar, Unsteady
 from simulation.node import Node, job_for
-from simulation.world import SEED, World
+from simulation.world import World
 
 HOUR = 3600
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    print(f"PONYSWARM_SEED={SEED}")
-    yield made
-    made.close()
 
 
 def found(world: World, *behaviours: Honest) -> tuple[Node, bytes]:
@@ -30,14 +20,8 @@ def found(world: World, *behaviours: Honest) -> tuple[Node, bytes]:
     maintainer = world.add(reads_only=True)
     for behaviour in behaviours:
         world.add(behaviour=behaviour, slots=8, seconds=(5, 10))
-    genesis = maintainer.say(Project(name="demo", roots=(maintainer.me,)))
-    for node in world.nodes:
-        if node is not maintainer:
-            assert node.store.append(genesis, node.now + 10_000)
-        node.follow(genesis.id)
-    world.connect_all()
-    world.run(5)
-    return maintainer, genesis.id
+    project = world.found(maintainer, Project(name="demo", roots=(maintainer.me,)))
+    return maintainer, project
 
 
 @pytest.mark.parametrize("mode", ["open", "blind"])

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 from test_swarm import done
 
 from ponyswarm.messages import Project
 from simulation.node import Node, job_for
-from simulation.world import SEED, Weather, World
+from simulation.world import Weather, World
 
 PYTHONS = ("3.9.1", "3.10.1", "3.11.1", "3.12.1", "3.13.1")
 SHORT = ("3.9", "3.10", "3.11", "3.12", "3.13")
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    print(f"PONYSWARM_SEED={SEED}")
-    yield made
-    made.close()
 
 
 def found(world: World, *names: str) -> tuple[Node, list[bytes]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from test_blind import is_confirmed
@@ -12,17 +11,9 @@ from test_swarm import done, is_served
 from ponyswarm.messages import Project
 from simulation.behaviours import Honest, Idler, Pusher, Sealer, Staller, Usurper
 from simulation.node import Node, job_for
-from simulation.world import SEED, World
+from simulation.world import World
 
 CELLS = 6
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    print(f"PONYSWARM_SEED={SEED}")
-    yield made
-    made.close()
 
 
 class Hoarder(Idler):
@@ -35,14 +26,8 @@ def found(world: World, hostile: Callable[[], Honest], count: int) -> tuple[Node
     for number in range(6 + count):
         behaviour = Honest() if number < 6 else hostile()
         world.add(behaviour=behaviour, slots=2, seconds=(20, 40))
-    genesis = maintainer.say(Project(name="demo", roots=(maintainer.me,)))
-    for node in world.nodes:
-        if node is not maintainer:
-            assert node.store.append(genesis, node.now + 10_000)
-        node.follow(genesis.id)
-    world.connect_all()
-    world.run(5)
-    return maintainer, genesis.id
+    project = world.found(maintainer, Project(name="demo", roots=(maintainer.me,)))
+    return maintainer, project
 
 
 @pytest.mark.parametrize("hostile", [Hoarder, Staller, Pusher])

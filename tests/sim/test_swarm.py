@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 from authors import Author
 
 from ponyswarm.codec import ZERO, decode_payload, unpack_header
@@ -17,18 +14,10 @@ from ponyswarm.p2p.scheduling import LEASE_MS
 from ponyswarm.policy import ReaderPolicy
 from simulation.behaviours import Equivocator, Honest, Liar
 from simulation.node import Node, job_for
-from simulation.world import SEED, Weather, World
+from simulation.world import Weather, World
 
 PYTHONS = ("3.10.1", "3.11.2", "3.12.1", "3.13.0")
 SHORT = ("3.10", "3.11", "3.12", "3.13")
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    print(f"PONYSWARM_SEED={SEED}")
-    yield made
-    made.close()
 
 
 def swarm(world: World, count: int, **facts: object) -> tuple[Node, bytes]:
@@ -37,14 +26,8 @@ def swarm(world: World, count: int, **facts: object) -> tuple[Node, bytes]:
     for _ in range(count - 1):
         some = world.chance.sample(PYTHONS, world.chance.randint(2, 4))
         world.add(**{"pythons": some, **facts})
-    genesis = maintainer.say(Project(name="demo", roots=(maintainer.me,)))
-    for node in world.nodes:
-        if node is not maintainer:
-            assert node.store.append(genesis, node.now + 10_000)
-        node.follow(genesis.id)
-    world.connect_all()
-    world.run(5)
-    return maintainer, genesis.id
+    project = world.found(maintainer, Project(name="demo", roots=(maintainer.me,)))
+    return maintainer, project
 
 
 def done(node: Node) -> Counter[bytes]:
@@ -326,14 +309,8 @@ def test_a_liar_leads_to_a_dispute_a_third_run_and_its_own_dissent(world):
     maintainer = world.add(reads_only=True)
     for number in range(8):
         world.add(behaviour=Liar(0) if number == 0 else Honest())
-    genesis = maintainer.say(Project(name="demo", roots=(maintainer.me,)))
-    for node in world.nodes:
-        if node is not maintainer:
-            node.store.append(genesis, node.now + 10_000)
-        node.follow(genesis.id)
-    world.connect_all()
-    world.run(5)
-    maintainer.say(job_for(("3.12",), 12, 2), genesis.id)
+    project = world.found(maintainer, Project(name="demo", roots=(maintainer.me,)))
+    maintainer.say(job_for(("3.12",), 12, 2), project)
     liar = world.nodes[1]
     disputed: set[bytes] = set()
 
@@ -346,8 +323,8 @@ def test_a_liar_leads_to_a_dispute_a_third_run_and_its_own_dissent(world):
         return bool(findings) and verdicts <= CONFIRMED
 
     world.run(600, until=watch)
-    world.run(90, until=lambda: are_equal(world, genesis.id))
-    assert_agreed(world, genesis.id, confirmed=True)
+    world.run(90, until=lambda: are_equal(world, project))
+    assert_agreed(world, project, confirmed=True)
     findings = maintainer.findings()
     lied = {cell for cell, found in findings.items() if found.dissent}
     assert lied
@@ -398,15 +375,8 @@ def test_authors_who_tell_two_histories_are_found_by_all_and_count_for_nothing(w
     maintainer = world.add(reads_only=True)
     for number in range(11):
         world.add(pythons=PYTHONS, behaviour=Equivocator() if number in (3, 4) else Honest())
-    genesis = maintainer.say(Project(name="demo", roots=(maintainer.me,)))
-    for node in world.nodes:
-        if node is not maintainer:
-            node.store.append(genesis, node.now + 10_000)
-        node.follow(genesis.id)
-    world.connect_all()
-    world.run(5)
-    maintainer.say(job_for(SHORT, 6, 2), genesis.id)
-    project = genesis.id
+    project = world.found(maintainer, Project(name="demo", roots=(maintainer.me,)))
+    maintainer.say(job_for(SHORT, 6, 2), project)
     liars = {node.me for node in world.nodes if isinstance(node.behaviour, Equivocator)}
     two_faced = {node.me for node in world.nodes if node.two_faces}
     world.run(600, until=lambda: is_served(maintainer, 2))
