@@ -63,7 +63,10 @@ def test_another_hash_is_refused_and_nothing_kept(server: str, tmp_path: Path) -
 def test_what_is_not_there_is_said_so(server: str, tmp_path: Path) -> None:
     with told("the index has no sdist of my-project 2.0"):
         index.fetch_sdist("my-project", "2.0", None, tmp_path, index=f"{server}/json")
-    with told("the package index does not answer (Not Found): check the network, then try again"):
+    with told(
+        "the package index does not answer (Not Found): check the network, then try again",
+        at="exec/index.py",
+    ):
         index.fetch_sdist("other", "1.0", None, tmp_path, index=f"{server}/json")
     with told(
         "the package index is no http or https address: mend UV_DEFAULT_INDEX, or PIP_INDEX_URL, "

@@ -298,6 +298,11 @@ def xdg_file(desk: Desk) -> None:
     desk.patch.setenv("XDG_CONFIG_HOME", str(desk.folder / "notes.txt"))
 
 
+def no_systemctl(desk: Desk) -> None:
+    desk.patch.setenv("XDG_CONFIG_HOME", str(desk.folder))
+    no_programs(desk)
+
+
 def bad_systemctl(desk: Desk) -> None:
     desk.patch.setenv("XDG_CONFIG_HOME", str(desk.folder))
     program = desk.folder / "empty" / "systemctl"
@@ -1108,10 +1113,10 @@ MISTAKES = [
         "--dry-run prints what should stand in it",
     ),
     row(
-        no_programs,
+        no_systemctl,
         "service install",
         "'systemctl' does not run here (No such file or directory); the file is written: "
-        "/root/.config/systemd/user/ponyswarm.service; to start it yourself: systemctl "
+        "…/systemd/user/ponyswarm.service; to start it yourself: systemctl "
         "--user daemon-reload",
     ),
     row(
