@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ponyswarm.agreement import Sealed, open_commits
 from ponyswarm.codec import decode_kept, decode_payload
-from ponyswarm.ledger.queries import JobRow, Reader
+from ponyswarm.ledger.queries import WHY_BROKEN, JobRow, Reader, run_of
 from ponyswarm.ledger.verdicts import Record, Run, agreement_of
 from ponyswarm.messages import Commit, Entry, Kind, Result
 from ponyswarm.policy import ProjectState, cross_check, window_ms
@@ -377,37 +377,18 @@ def _words(
 ) -> dict[int, str]:
     """By arrival: what the others' runs of a cell make of each run of this key."""
     keys: dict[int, bytes] = {}
-    told = {
-        arrival: (opens, frozenset(seen[at : at + 32] for at in range(0, len(seen), 32)))
-        for arrival, opens, seen in reader.select(
-            "SELECT arrival, opens, seen FROM opening WHERE job = ? AND cell = ?", (job, cell)
-        )
-    }
+    told = reader.openings(job, cell)
     arrivals: list[int] = []
     runs: list[Run] = []
-    for author, arrival, run_state, reason, *outcome in reader.select(
-        "SELECT author, arrival, state, ifnull(reason, ''), comparable, digest, failed, total"
+    for author, arrival, *outcome in reader.select(
+        f"SELECT author, arrival, {WHY_BROKEN}, comparable, digest, failed, total"  # noqa: S608
         " FROM result JOIN environment USING (environment) WHERE job = ? AND cell = ? LIMIT ?",
         (job, cell, MAX_RUNS),
     ):
         if author not in keys:
             keys[author] = reader.author_key(author)
-        set_, digest, failed, total = outcome
-        opens, seen = told.get(arrival, (None, frozenset()))
         arrivals.append(arrival)
-        runs.append(
-            Run(
-                author=keys[author],
-                completed=run_state == "completed",
-                digest=digest,
-                comparable=set_,
-                failed=failed,
-                total=total,
-                reason=reason,
-                opens=opens,
-                seen=seen,
-            )
-        )
+        runs.append(run_of(keys[author], told.get(arrival), *outcome))
     commits = [
         Sealed(id=id_, author=author, commitment=binds)
         for id_, author, binds in reader.select(

@@ -60,6 +60,12 @@ from ponyswarm.messages import (
 )
 from ponyswarm.policy import ProjectState, ReaderPolicy, Standing, cross_check, fold
 
+# Of a row of `result`: why it is broken, NULL where it is completed.
+WHY_BROKEN = "CASE state WHEN 'completed' THEN NULL ELSE ifnull(reason, '') END"
+
+# What a result opens: its commitment, and the commits that it names.
+Opening = tuple[bytes, frozenset[bytes]]
+
 NOTHING = Tally({}, {}, NOTHING_OPENED)
 
 # So many of the latest jobs make an operator's record.
@@ -476,7 +482,7 @@ class Reader:
         """By cell: who gave which outcome, how many broke and why; and how many runs."""
         void = self._void(job, standing)
         commits = self._commits(job.id, only, void)
-        told = self._told(job.id, only)
+        told = self.openings(job.id, only)
         # This loop runs for each result of a job, sixty thousand times for a hot one.
         keys: dict[int, bytes | None] = {}
         sets: dict[int, bytes] = {}
@@ -487,9 +493,8 @@ class Reader:
         here: dict[Outcome, list[bytes]] = {}
         last_cell, outcomes, is_sealed = b"", 0, False
         for cell, author, arrival, reason, digest, where, failed, total in self._db.execute(
-            "SELECT cell, author, arrival, CASE state WHEN 'completed' THEN NULL"
-            " ELSE ifnull(reason, '') END, digest, environment, failed, total FROM result"
-            " WHERE job = ?"
+            f"SELECT cell, author, arrival, {WHY_BROKEN}, digest, environment, failed, total"  # noqa: S608
+            " FROM result WHERE job = ?"
             + " AND cell = ?" * (only is not None)
             + " ORDER BY cell, author, arrival",
             (job.id, only) if only is not None else (job.id,),
@@ -512,18 +517,7 @@ class Reader:
             if set_ is None:
                 set_ = sets[where] = self._comparable(where)
             if is_sealed:
-                opens, seen = told.get(arrival, (None, frozenset()))
-                run = Run(
-                    author=key,
-                    completed=reason is None,
-                    digest=digest,
-                    comparable=set_,
-                    failed=failed,
-                    total=total,
-                    reason=reason or "",
-                    opens=opens,
-                    seen=seen,
-                )
+                run = run_of(key, told.get(arrival), reason, set_, digest, failed, total)
                 sealed.setdefault(cell, []).append(run)
                 continue
             if reason is not None:
@@ -604,7 +598,7 @@ class Reader:
         odds = {voice: chance(streak, floor) for voice, streak in streaks.items()}
         return {voice: one for voice, one in odds.items() if one < 1 and isinstance(voice, str)}
 
-    def _told(self, job: bytes, only: bytes | None) -> dict[int, tuple[bytes, frozenset[bytes]]]:
+    def openings(self, job: bytes, only: bytes | None) -> dict[int, Opening]:
         """By arrival of a result that opens a commitment: that, and the commits it names."""
         return {
             arrival: (opens, frozenset(_ids(seen)))
@@ -620,31 +614,18 @@ class Reader:
     ) -> tuple[dict[bytes, list[Run]], dict[bytes, list[Sealed]]]:
         """By cell: every run and every commit of a job but disputed ones and of ended keys."""
         void = self._void(job, standing)
-        told = self._told(job.id, None)
+        told = self.openings(job.id, None)
         found: dict[bytes, list[Run]] = {}
-        for cell, key, arrival, state, reason, set_, digest, failed, total in self._db.execute(
-            "SELECT cell, key, arrival, state, ifnull(reason, ''), comparable, digest, failed,"
-            " total FROM result JOIN environment USING (environment)"
+        for cell, key, arrival, *outcome in self._db.execute(
+            f"SELECT cell, key, arrival, {WHY_BROKEN}, comparable, digest, failed, total"  # noqa: S608
+            " FROM result JOIN environment USING (environment)"
             " JOIN author ON author.author = result.author WHERE job = ?"
             " ORDER BY cell, result.author, arrival",
             (job.id,),
         ):
             if arrival in void:
                 continue
-            opens, seen = told.get(arrival, (None, frozenset()))
-            found.setdefault(cell, []).append(
-                Run(
-                    author=key,
-                    completed=state == "completed",
-                    digest=digest,
-                    comparable=set_,
-                    failed=failed,
-                    total=total,
-                    reason=reason,
-                    opens=opens,
-                    seen=seen,
-                )
-            )
+            found.setdefault(cell, []).append(run_of(key, told.get(arrival), *outcome))
         return found, self._commits(job.id, None, void)
 
     def _void(self, job: JobRow, standing: Standing) -> set[int]:
@@ -889,6 +870,30 @@ def _explained(
         row = found[counted[place]]
         found[counted[place]] = replace(row, ignored="it is not what its author committed to")
     return tuple(found)
+
+
+def run_of(
+    author: bytes,
+    opening: Opening | None,
+    why_broken: str | None,
+    set_: bytes,
+    digest: bytes,
+    failed: int,
+    total: int,
+) -> Run:
+    """A row of `result` as a verdict sees it; `WHY_BROKEN` gives the third value."""
+    opens, seen = opening or (None, frozenset())
+    return Run(
+        author=author,
+        completed=why_broken is None,
+        digest=digest,
+        comparable=set_,
+        failed=failed,
+        total=total,
+        reason=why_broken or "",
+        opens=opens,
+        seen=seen,
+    )
 
 
 def _told(job: bytes, cell: bytes, entry: Entry, row: Sequence[Any]) -> Result:
